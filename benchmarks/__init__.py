@@ -1,0 +1,1 @@
+"""Measurements of the performance goals, runnable by anyone: `python -m benchmarks NAME`."""

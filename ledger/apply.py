@@ -1,0 +1,280 @@
+"""Apply a batch of usage events in one transaction (design decisions D4 to D6).
+
+A batch costs the same few statements whatever its size: read the price book, lock the pools and
+allocations, look up the request ids, copy the new rows in, add up the balances. Locks are
+always taken pool first, then allocations, each in key order, so that drains, direct SQL calls and
+top-ups wait for each other instead of deadlocking.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+from pydantic_core import to_json
+from sqlalchemy import Connection
+
+from ledger import deadletters, prices
+from ledger.database import copy, run
+from ledger.decisions import (
+    Balance,
+    Charge,
+    Death,
+    Entry,
+    Key,
+    Outcome,
+    Reported,
+    Seen,
+    Verdicts,
+    decide,
+    read,
+)
+from schema.plans import PlanName
+
+_NOTHING: Final = Decimal(0)
+
+# The pool row is the mutex of its organization: direct `deduct_credits()` calls take it as well,
+# so that no request id can appear between looking it up and writing it.
+_LOCK_POOLS: Final = """
+    SELECT FROM organization_credit_pools
+    WHERE org_id = ANY(%(org_ids)b)
+    ORDER BY org_id
+    FOR NO KEY UPDATE
+"""
+
+_ORGANIZATIONS: Final = """
+    SELECT o.id, s.subscription_plan
+    FROM organizations o
+    LEFT JOIN organization_subscriptions s
+        ON s.org_id = o.id AND s.status IN ('active', 'trialing', 'past_due', 'paused')
+    WHERE o.id = ANY(%(org_ids)b)
+"""
+
+_LOCK_ALLOCATIONS: Final = """
+    SELECT a.org_id, a.user_id, a.id, a.remaining_credits - a.held_credits
+    FROM user_credit_allocations a
+    JOIN unnest(%(org_ids)b::uuid[], %(user_ids)b::text[]) AS wanted (org_id, user_id)
+        ON a.org_id = wanted.org_id AND a.user_id = wanted.user_id
+    WHERE a.is_active
+    ORDER BY a.org_id, a.user_id
+    FOR NO KEY UPDATE OF a
+"""
+
+_KNOWN_REQUESTS: Final = """
+    SELECT r.org_id, r.request_id, r.fingerprint, r.state
+    FROM usage_requests r
+    JOIN unnest(%(org_ids)b::uuid[], %(request_ids)b::text[]) AS wanted (org_id, request_id)
+        ON r.org_id = wanted.org_id AND r.request_id = wanted.request_id
+"""
+
+# Both tables take new rows only: COPY costs half of what INSERT does.
+_CHARGED_REQUESTS: Final = """
+    COPY usage_requests (
+        org_id, request_id, user_id, service_type, fingerprint, state, credits, occurred_at,
+        created_at, settled_at
+    )
+    FROM STDIN (FORMAT BINARY)
+"""
+_REQUEST_TYPES: Final = (
+    "uuid", "varchar", "varchar", "varchar", "bytea", "text", "int8", "timestamptz",
+    "timestamptz", "timestamptz",
+)  # fmt: skip
+
+_ATTRIBUTIONS: Final = """
+    COPY credit_usage_attribution (
+        org_id, user_id, allocation_id, credits_used, service_type, service_name, variant,
+        quantity, api_cost, markup_applied, key_source, request_id, request_metadata, source,
+        created_at, occurred_at
+    )
+    FROM STDIN (FORMAT BINARY)
+"""
+_ATTRIBUTION_TYPES: Final = (
+    "uuid", "varchar", "uuid", "int8", "varchar", "varchar", "varchar",
+    "numeric", "numeric", "numeric", "text", "varchar", "jsonb", "text",
+    "timestamptz", "timestamptz",
+)  # fmt: skip
+
+_SPEND: Final = """
+    WITH spent AS (
+        UPDATE user_credit_allocations a
+        SET used_credits = a.used_credits + spent.credits
+        FROM unnest(%(allocation_ids)b::uuid[], %(user_credits)b::bigint[]) AS spent (id, credits)
+        WHERE a.id = spent.id
+    )
+    UPDATE organization_credit_pools p
+    SET used_credits = p.used_credits + spent.credits
+    FROM unnest(%(org_ids)b::uuid[], %(org_credits)b::bigint[]) AS spent (org_id, credits)
+    WHERE p.org_id = spent.org_id
+"""
+
+_DIE: Final = """
+    INSERT INTO usage_requests (
+        org_id, request_id, user_id, service_type, fingerprint, state, credits, reason,
+        occurred_at, created_at, settled_at
+    )
+    SELECT
+        org_id, request_id, user_id, service_type, fingerprint, 'dead', credits, reason,
+        occurred_at, %(now)b, %(now)b
+    FROM unnest(
+        %(org_id)b::uuid[], %(request_id)b::text[], %(user_id)b::text[], %(service_type)b::text[],
+        %(fingerprint)b::bytea[], %(credits)b::bigint[], %(reason)b::text[],
+        %(occurred_at)b::timestamptz[]
+    ) AS dead (
+        org_id, request_id, user_id, service_type, fingerprint, credits, reason, occurred_at
+    )
+"""
+
+
+def apply_batch(connection: Connection, entries: Sequence[Entry], now: datetime) -> Outcome:
+    """Charge or dead-letter every entry, once each, in one transaction.
+
+    An entry that was dealt with before, in this batch or ever, changes nothing. The result equals
+    calling `deduct_credits()` for each event in order.
+
+    Args:
+        connection: a connection without an open transaction; this function commits.
+        entries: the events, in the order in which they were sent.
+        now: the time of the decision, and of the rows written.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: PostgreSQL refused; nothing was written.
+    """
+    with connection.begin():
+        reports, deaths = read(entries, prices.book(connection))
+        verdicts = Verdicts(deaths=deaths)
+        if reports:
+            organizations = _lock_organizations(connection, reports)
+            balances = _lock_allocations(connection, reports)
+            decide(
+                reports,
+                seen=_known_requests(connection, reports),
+                organizations=organizations,
+                balances=balances,
+                now=now,
+                verdicts=verdicts,
+            )
+        _write_charges(connection, verdicts.charges, now)
+        _write_deaths(connection, verdicts.deaths, now)
+    return verdicts.counts()
+
+
+def _lock_organizations(
+    connection: Connection, reports: Sequence[Reported]
+) -> dict[UUID, PlanName | None]:
+    org_ids = sorted({report.event.org_id for report in reports})
+    run(connection, _LOCK_POOLS, org_ids=org_ids)
+    rows = run(connection, _ORGANIZATIONS, org_ids=org_ids)
+    return {org_id: PlanName(plan) if plan else None for org_id, plan in rows.fetchall()}
+
+
+def _lock_allocations(connection: Connection, reports: Sequence[Reported]) -> dict[Key, Balance]:
+    users = sorted({(report.event.org_id, report.event.user_id) for report in reports})
+    rows = run(
+        connection,
+        _LOCK_ALLOCATIONS,
+        org_ids=[org_id for org_id, _ in users],
+        user_ids=[user_id for _, user_id in users],
+    )
+    return {(org_id, user_id): Balance(id_, available) for org_id, user_id, id_, available in rows}
+
+
+def _known_requests(connection: Connection, reports: Sequence[Reported]) -> dict[Key, Seen]:
+    keys = {(report.event.org_id, report.event.request_id) for report in reports}
+    rows = run(
+        connection,
+        _KNOWN_REQUESTS,
+        org_ids=[org_id for org_id, _ in keys],
+        request_ids=[request_id for _, request_id in keys],
+    )
+    return {(org_id, request_id): Seen(mark, state) for org_id, request_id, mark, state in rows}
+
+
+def _write_charges(connection: Connection, charges: Sequence[Charge], now: datetime) -> None:
+    if not charges:
+        return
+    by_allocation: Counter[UUID] = Counter()
+    by_organization: Counter[UUID] = Counter()
+    for charge in charges:
+        by_allocation[charge.allocation_id] += charge.credits
+        by_organization[charge.report.event.org_id] += charge.credits
+    copy(
+        connection,
+        _CHARGED_REQUESTS,
+        _REQUEST_TYPES,
+        (_request_row(charge.report, now) for charge in charges),
+    )
+    copy(
+        connection,
+        _ATTRIBUTIONS,
+        _ATTRIBUTION_TYPES,
+        (_attribution_row(charge, now) for charge in charges),
+    )
+    run(
+        connection,
+        _SPEND,
+        allocation_ids=list(by_allocation),
+        user_credits=list(by_allocation.values()),
+        org_ids=list(by_organization),
+        org_credits=list(by_organization.values()),
+    )
+
+
+def _request_row(report: Reported, now: datetime) -> tuple[object, ...]:
+    event = report.event
+    return (
+        event.org_id,
+        event.request_id,
+        event.user_id,
+        event.service_type,
+        report.fingerprint,
+        "charged",
+        report.credits,
+        event.occurred_at,
+        now,
+        now,
+    )
+
+
+def _attribution_row(charge: Charge, now: datetime) -> tuple[object, ...]:
+    event = charge.report.event
+    return (
+        event.org_id,
+        event.user_id,
+        charge.allocation_id,
+        charge.credits,
+        event.service_type,
+        event.service_name,
+        event.variant,
+        event.quantity,
+        event.api_cost or _NOTHING,
+        charge.markup,
+        event.key_source.value,
+        event.request_id,
+        to_json(event.metadata).decode(),
+        event.source,
+        now,
+        event.occurred_at,
+    )
+
+
+def _write_deaths(connection: Connection, deaths: Sequence[Death], now: datetime) -> None:
+    if not deaths:
+        return
+    dead = [(d.report, d.reason) for d in deaths if d.report is not None and d.takes_request_id]
+    if dead:
+        run(
+            connection,
+            _DIE,
+            now=now,
+            org_id=[report.event.org_id for report, _ in dead],
+            request_id=[report.event.request_id for report, _ in dead],
+            user_id=[report.event.user_id for report, _ in dead],
+            service_type=[report.event.service_type for report, _ in dead],
+            fingerprint=[report.fingerprint for report, _ in dead],
+            credits=[report.credits for report, _ in dead],
+            reason=[reason.value for _, reason in dead],
+            occurred_at=[report.event.occurred_at for report, _ in dead],
+        )
+    deadletters.bury(connection, deaths, now)

@@ -1,0 +1,276 @@
+"""What becomes of each event of a batch: pure rules, no I/O (design decisions D4 to D6).
+
+Deciding event by event, in order, over balances held in memory gives by construction what one
+`deduct_credits()` call after the other would give; `ledger.apply` locks the rows that make those
+balances true and writes all decisions at once.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+from schema.errors import DeadReason, EventError, MalformedEvent
+from schema.events import Clues, UsageEvent, clues_in, fingerprint, parse_event
+from schema.plans import PlanName, markup
+from schema.prices import PriceBook, credits_for
+
+MAX_AGE: Final = timedelta(days=35)
+MAX_AHEAD: Final = timedelta(minutes=5)
+MAX_CHARGE: Final = 2**53
+"""Most credits of one request: beyond this JavaScript callers could not read the figure."""
+
+Key = tuple[UUID, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry as it was found on a stream, or came from elsewhere."""
+
+    payload: bytes
+    """The event as JSON, byte for byte as it was sent."""
+    stream: str | None = None
+    entry_id: str | None = None
+    fault: str | None = None
+    """Why the entry around the payload is broken, where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is already known of a request id."""
+
+    fingerprint: bytes
+    state: str
+
+
+@dataclass(slots=True)
+class Balance:
+    """An active allocation and what its user can still spend, in credits."""
+
+    allocation_id: UUID
+    available: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """An entry that holds a readable event, with its price if it has one."""
+
+    entry: Entry
+    event: UsageEvent
+    credits: int | None
+    fingerprint: bytes
+    refusal: tuple[DeadReason, str] | None = None
+    """Why it cannot be priced, where it cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """An event to be charged to an allocation; `markup` is in USD."""
+
+    report: Reported
+    allocation_id: UUID
+    markup: Decimal
+
+    @property
+    def credits(self) -> int:
+        """What it costs."""
+        assert self.report.credits is not None  # noqa: S101 - an event without a price is dead
+        return self.report.credits
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """An entry that becomes a dead letter."""
+
+    entry: Entry
+    reason: DeadReason
+    detail: str
+    report: Reported | None = None
+    clues: Clues = field(default_factory=Clues)
+
+    @property
+    def takes_request_id(self) -> bool:
+        """Whether the request itself is dead, and not only this report of it."""
+        return self.report is not None and self.reason is not DeadReason.REQUEST_ID_CONFLICT
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """The decisions about one batch, in the order of its entries."""
+
+    charges: list[Charge] = field(default_factory=list)
+    deaths: list[Death] = field(default_factory=list)
+    duplicates: int = 0
+
+    def counts(self) -> "Outcome":
+        """The figures of the batch."""
+        return Outcome(
+            charged=len(self.charges),
+            duplicates=self.duplicates,
+            credits=sum(charge.credits for charge in self.charges),
+            dead=Counter(str(death.reason) for death in self.deaths),
+        )
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one or more batches: events, credits, dead letters by reason."""
+
+    charged: int = 0
+    duplicates: int = 0
+    credits: int = 0
+    dead: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "Outcome") -> None:
+        """Count another batch in."""
+        self.charged += other.charged
+        self.duplicates += other.duplicates
+        self.credits += other.credits
+        self.dead.update(other.dead)
+
+    @property
+    def events(self) -> int:
+        """How many entries were dealt with."""
+        return self.charged + self.duplicates + self.dead.total()
+
+
+def read(entries: Iterable[Entry], book: PriceBook) -> tuple[list[Reported], list[Death]]:
+    """Sort the readable entries, priced, from those that are beyond reading."""
+    reports: list[Reported] = []
+    deaths: list[Death] = []
+    for entry in entries:
+        try:
+            if entry.fault:
+                raise MalformedEvent(entry.fault)
+            reports.append(_priced(entry, parse_event(entry.payload), book))
+        except EventError as error:
+            clues = clues_in(entry.payload)
+            deaths.append(Death(entry, error.reason, error.message, clues=clues))
+    return reports, deaths
+
+
+def _priced(entry: Entry, event: UsageEvent, book: PriceBook) -> Reported:
+    price = book.price_of(event.service_type, event.variant, event.occurred_at)
+    credits = credits_for(price.credits, event.quantity) if price else event.credits
+    refusal: tuple[DeadReason, str] | None = None
+    if credits is None:
+        named = f"{event.service_type}/{event.variant}" if event.variant else event.service_type
+        refusal = (
+            DeadReason.UNKNOWN_SERVICE,
+            f"{named} has no price at {event.occurred_at.isoformat()}, and no credits are given",
+        )
+    elif event.credits not in (None, credits):
+        refusal = (
+            DeadReason.PRICE_MISMATCH,
+            f"the event says {event.credits} credits, the price book {credits}",
+        )
+        credits = event.credits
+    elif credits > MAX_CHARGE:
+        refusal = (DeadReason.INVALID, f"quantity: {credits} credits are out of range")
+        credits = None
+    return Reported(
+        entry,
+        event,
+        credits,
+        fingerprint(event.user_id, event.service_type, credits),
+        refusal,
+    )
+
+
+def decide(
+    reports: Iterable[Reported],
+    *,
+    seen: dict[Key, Seen],
+    organizations: Mapping[UUID, PlanName | None],
+    balances: Mapping[Key, Balance],
+    now: datetime,
+    verdicts: Verdicts,
+) -> None:
+    """Charge, recognize or refuse each report in order, keeping `seen` and `balances` current.
+
+    Args:
+        reports: readable events, in the order in which they were sent.
+        seen: the request ids of this batch that the ledger knows already.
+        organizations: the known organizations of this batch, and the plan of each.
+        balances: the active allocations of this batch's users.
+        now: the time of the decision.
+        verdicts: where the decisions go.
+    """
+    oldest, latest = now - MAX_AGE, now + MAX_AHEAD
+    for report in reports:
+        event = report.event
+        key = (event.org_id, event.request_id)
+        known = seen.get(key)
+        if known is not None:
+            if _is_same_request(report, known):
+                verdicts.duplicates += 1
+            else:
+                detail = f"request id {event.request_id} was used for another request"
+                verdicts.deaths.append(
+                    Death(report.entry, DeadReason.REQUEST_ID_CONFLICT, detail, report)
+                )
+            continue
+        balance = balances.get((event.org_id, event.user_id))
+        refusal = (
+            _refused_by_time_or_place(event, organizations, oldest, latest)
+            or report.refusal
+            or _refused_for_credits(report, balance)
+        )
+        if refusal or balance is None or report.credits is None:
+            reason, detail = refusal or (DeadReason.UNPROCESSABLE, "no balance")
+            verdicts.deaths.append(Death(report.entry, reason, detail, report))
+            seen[key] = Seen(report.fingerprint, "dead")
+            continue
+        balance.available -= report.credits
+        seen[key] = Seen(report.fingerprint, "charged")
+        added = (
+            markup(organizations[event.org_id], event.api_cost, event.key_source)
+            if event.api_cost
+            else Decimal(0)
+        )
+        verdicts.charges.append(Charge(report, balance.allocation_id, added))
+
+
+def _is_same_request(report: Reported, known: Seen) -> bool:
+    if report.fingerprint == known.fingerprint:
+        return True
+    # It may have died without a price that it has by now.
+    event = report.event
+    return known.state == "dead" and known.fingerprint == fingerprint(
+        event.user_id, event.service_type, event.credits
+    )
+
+
+def _refused_by_time_or_place(
+    event: UsageEvent,
+    organizations: Mapping[UUID, PlanName | None],
+    oldest: datetime,
+    latest: datetime,
+) -> tuple[DeadReason, str] | None:
+    if event.org_id not in organizations:
+        return DeadReason.UNKNOWN_ORGANIZATION, f"no organization {event.org_id}"
+    if event.occurred_at < oldest:
+        return DeadReason.TOO_OLD, f"occurred at {event.occurred_at}, over {MAX_AGE.days} days ago"
+    if event.occurred_at > latest:
+        return DeadReason.IN_THE_FUTURE, f"occurred at {event.occurred_at}, which is yet to come"
+    return None
+
+
+def _refused_for_credits(
+    report: Reported, balance: Balance | None
+) -> tuple[DeadReason, str] | None:
+    event, credits = report.event, report.credits
+    if balance is None:
+        return (
+            DeadReason.NO_ALLOCATION,
+            f"No credit allocation found for user {event.user_id} in org {event.org_id}",
+        )
+    if credits is not None and balance.available < credits:
+        return (
+            DeadReason.INSUFFICIENT_CREDITS,
+            f"Insufficient credits: {balance.available} available, {credits} needed",
+        )
+    return None

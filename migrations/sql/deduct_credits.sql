@@ -1,0 +1,92 @@
+-- Charge one request, once. With `p_request_id` a repetition has no effect, and an event of the
+-- same request id that came through the queue counts as the same request.
+CREATE OR REPLACE FUNCTION deduct_credits(
+    p_org_id uuid,
+    p_user_id varchar,
+    p_credits_used bigint,
+    p_service_type varchar,
+    p_service_name varchar DEFAULT NULL,
+    p_request_id varchar DEFAULT NULL,
+    p_request_metadata jsonb DEFAULT NULL
+) RETURNS boolean
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_request_id varchar := coalesce(p_request_id, 'sql:' || gen_random_uuid());
+    v_fingerprint bytea := usage_fingerprint(p_user_id, p_service_type, p_credits_used);
+    v_request usage_requests%ROWTYPE;
+    v_allocation user_credit_allocations%ROWTYPE;
+    v_available bigint;
+BEGIN
+    IF p_credits_used IS NULL OR p_credits_used <= 0 THEN
+        RAISE EXCEPTION 'Credits must be positive: %', coalesce(p_credits_used::text, 'null');
+    END IF;
+
+    -- The pool row is the organization's mutex and always comes first: drains lock in this order.
+    PERFORM FROM organization_credit_pools WHERE org_id = p_org_id FOR NO KEY UPDATE;
+
+    SELECT * INTO v_request
+    FROM usage_requests
+    WHERE org_id = p_org_id AND request_id = v_request_id;
+    IF FOUND THEN
+        IF v_request.fingerprint <> v_fingerprint THEN
+            RAISE EXCEPTION 'Request id conflict: % was used for another request', v_request_id;
+        END IF;
+        IF v_request.state = 'charged' THEN
+            RETURN true;
+        END IF;
+        IF v_request.state = 'discarded'
+            OR v_request.state = 'dead'
+            AND v_request.reason NOT IN ('insufficient_credits', 'no_allocation')
+        THEN
+            RAISE EXCEPTION 'Request % is %: %', v_request_id, v_request.state, v_request.reason;
+        END IF;
+    END IF;
+
+    SELECT * INTO v_allocation
+    FROM user_credit_allocations
+    WHERE org_id = p_org_id AND user_id = p_user_id AND is_active
+    FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'No credit allocation found for user % in org %', p_user_id, p_org_id;
+    END IF;
+    v_available := v_allocation.remaining_credits - v_allocation.held_credits;
+    IF v_available < p_credits_used THEN
+        RAISE EXCEPTION 'Insufficient credits: % available, % needed', v_available, p_credits_used;
+    END IF;
+
+    UPDATE user_credit_allocations
+    SET used_credits = used_credits + p_credits_used
+    WHERE id = v_allocation.id;
+
+    UPDATE organization_credit_pools
+    SET used_credits = used_credits + p_credits_used
+    WHERE org_id = p_org_id;
+
+    INSERT INTO credit_usage_attribution (
+        org_id, user_id, allocation_id, credits_used, service_type, service_name,
+        request_id, request_metadata, source
+    )
+    VALUES (
+        p_org_id, p_user_id, v_allocation.id, p_credits_used, p_service_type, p_service_name,
+        v_request_id, coalesce(p_request_metadata, '{}'), 'sql'
+    );
+
+    INSERT INTO usage_requests AS r (
+        org_id, request_id, user_id, service_type, fingerprint, state, credits,
+        occurred_at, settled_at
+    )
+    VALUES (
+        p_org_id, v_request_id, p_user_id, p_service_type, v_fingerprint, 'charged',
+        p_credits_used, now(), now()
+    )
+    ON CONFLICT (org_id, request_id) DO UPDATE
+    SET state = 'charged', credits = excluded.credits, reason = NULL, settled_at = now();
+
+    UPDATE dead_letters
+    SET state = 'charged', resolved_at = now()
+    WHERE org_id = p_org_id AND request_id = v_request_id AND fingerprint = v_fingerprint
+        AND state = 'open';
+    RETURN true;
+END
+$$;

@@ -1,0 +1,201 @@
+"""Usage event, version 1: fields, rules, JSON form and fingerprint (contract.md §1)."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from hashlib import sha256
+from typing import Annotated, Any, Final, cast
+from uuid import UUID
+
+import jiter
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictInt,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from schema.errors import InvalidEvent, MalformedEvent
+from schema.metadata import clean_metadata
+from schema.plans import KeySource
+
+REQUEST_ID_PATTERN: Final = r"\A[A-Za-z0-9_.:\-]{1,255}\z"
+_NO_NUL_PATTERN: Final = r"\A[^\x00]*\z"
+_PATTERNS_IN_WORDS: Final = {
+    REQUEST_ID_PATTERN: "must be 1 to 255 of the characters A-Z a-z 0-9 . _ : -",
+    _NO_NUL_PATTERN: "must not contain a NUL character",
+}
+MAX_CREDITS: Final = 1_000_000
+MAX_QUANTITY: Final = Decimal(10**12)
+
+
+def _iso_8601(value: object) -> object:
+    """Refuse epoch numbers, which the datetime parser would otherwise take."""
+    if isinstance(value, datetime) or (isinstance(value, str) and "-" in value[1:]):
+        return value
+    raise ValueError("must be an ISO 8601 date and time with a UTC offset")
+
+
+def _not_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _text(min_length: int, max_length: int) -> FieldInfo:
+    """Text that PostgreSQL can store: it refuses NUL characters."""
+    return cast(
+        "FieldInfo", Field(min_length=min_length, max_length=max_length, pattern=_NO_NUL_PATTERN)
+    )
+
+
+Number = Annotated[Decimal, BeforeValidator(_not_boolean)]
+
+
+class UsageEvent(BaseModel):
+    """One successful operation, to be charged once.
+
+    Times carry a UTC offset, credits are whole, `api_cost` is in USD. Unknown fields are refused,
+    so that a misspelt `quantity` is never charged as 1. Secrets are removed from `metadata`.
+
+    Raises:
+        InvalidEvent: from `UsageEvent.of` and `parse_event`, naming each field and its rule.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
+    org_id: UUID
+    user_id: Annotated[str, _text(1, 255)]
+    service_type: Annotated[str, _text(1, 100)]
+    service_name: Annotated[str, _text(0, 200)] | None = None
+    variant: Annotated[str, _text(0, 100)] | None = None
+    quantity: Annotated[
+        Number, Field(gt=0, le=MAX_QUANTITY, max_digits=38, allow_inf_nan=False)
+    ] = Decimal(1)
+    credits: Annotated[StrictInt, Field(ge=1, le=MAX_CREDITS)] | None = None
+    api_cost: (
+        Annotated[Number, Field(ge=0, max_digits=14, decimal_places=6, allow_inf_nan=False)] | None
+    ) = None
+    key_source: KeySource = KeySource.MANAGED
+    occurred_at: Annotated[AwareDatetime, BeforeValidator(_iso_8601)]
+    metadata: Annotated[dict[str, JsonValue], AfterValidator(clean_metadata)] = Field(
+        default_factory=dict
+    )
+    source: Annotated[str, _text(1, 100)] = "loopnet"
+    traceparent: Annotated[str, _text(0, 255)] | None = None
+
+    @classmethod
+    def of(cls, **fields: Any) -> "UsageEvent":  # noqa: ANN401 - the fields are checked here
+        """Build an event, or raise `InvalidEvent` naming what is wrong."""
+        return _validated(fields)
+
+    def to_json(self) -> bytes:
+        """The event as it travels on the stream; defaults are left out."""
+        return self.model_dump_json(exclude_defaults=True).encode()
+
+
+def _validated(fields: object) -> "UsageEvent":
+    try:
+        return UsageEvent.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from None
+    except RecursionError:
+        raise InvalidEvent("metadata: is nested too deeply", fields=["metadata"]) from None
+
+
+def _invalid(error: ValidationError) -> InvalidEvent:
+    problems: dict[str, str] = {}
+    for item in error.errors(include_url=False, include_input=False):
+        field = str(item["loc"][0])[:100] if item["loc"] else "event"
+        problems.setdefault(field, _in_words(item))
+    message = "; ".join(f"{field}: {problem}" for field, problem in problems.items())
+    return InvalidEvent(message, fields=list(problems))
+
+
+def _in_words(item: ErrorDetails) -> str:
+    match item:
+        case {"type": "string_pattern_mismatch", "ctx": {"pattern": pattern}}:
+            return _PATTERNS_IN_WORDS[pattern]
+        case {"type": "extra_forbidden"}:
+            return "is not a field of a usage event"
+        case _:
+            return item["msg"].removeprefix("Value error, ")
+
+
+def parse_event(payload: bytes) -> UsageEvent:
+    """Read one event from the JSON of a stream entry.
+
+    Raises:
+        MalformedEvent: it is not JSON, not an object, or names a key twice.
+        InvalidEvent: a field breaks its rule.
+    """
+    try:
+        document = jiter.from_json(
+            payload, allow_inf_nan=False, cache_mode="keys", catch_duplicate_keys=True
+        )
+    except (ValueError, RecursionError) as error:
+        raise MalformedEvent(f"not a JSON document: {error}") from None
+    if not isinstance(document, dict):
+        raise MalformedEvent("not a JSON object")
+    return _validated(document)
+
+
+@dataclass(frozen=True, slots=True)
+class Clues:
+    """What can be told of an event that could not be read, to find it by."""
+
+    org_id: UUID | None = None
+    request_id: str | None = None
+    user_id: str | None = None
+    service_type: str | None = None
+
+
+class _Request(BaseModel):
+    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
+
+
+class _Organization(BaseModel):
+    org_id: UUID
+
+
+class _User(BaseModel):
+    user_id: Annotated[str, _text(1, 255)]
+
+
+class _Service(BaseModel):
+    service_type: Annotated[str, _text(1, 100)]
+
+
+def clues_in(payload: bytes) -> Clues:
+    """Whatever of organization, request, user and service a broken event still tells."""
+    try:
+        document = jiter.from_json(payload)
+    except (ValueError, RecursionError):
+        return Clues()
+    if not isinstance(document, dict):
+        return Clues()
+    found: dict[str, Any] = {}
+    for model in (_Request, _Organization, _User, _Service):
+        try:
+            found |= model.model_validate(document).model_dump()
+        except ValidationError:
+            continue
+    return Clues(**found)
+
+
+def fingerprint(user_id: str, service_type: str, credits: int | None) -> bytes:
+    """What makes two reports of one request id the same request (design decision D4).
+
+    SHA-256, first 16 bytes, of user, service and credits as priced; `deduct_credits()` computes
+    the same in SQL. Lengths are written out, so that no two triples share one text.
+    """
+    text = f"{credits or ''}:{len(service_type)}:{service_type}{user_id}"
+    return sha256(text.encode()).digest()[:16]

@@ -1,0 +1,369 @@
+"""The tables, as SQLAlchemy Core metadata (contract.md §2; rules from design decisions D4-D7).
+
+Credits are BIGINT, money is NUMERIC in USD, times are `timestamptz`. Constraints hold here what a
+database can hold; `ledger.reconcile` checks the sums that it cannot.
+"""
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Computed,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata: Final = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+LIVE_SUBSCRIPTION: Final = "status IN ('active', 'trialing', 'past_due', 'paused')"
+
+
+def _id() -> Column[Any]:
+    return Column("id", Uuid, primary_key=True, server_default=text("gen_random_uuid()"))
+
+
+def _row_number() -> Column[Any]:
+    return Column("id", BigInteger, Identity(always=True), primary_key=True)
+
+
+def _org_id() -> Column[Any]:
+    return Column("org_id", Uuid, ForeignKey("organizations.id"), nullable=False)
+
+
+def _user_id() -> Column[Any]:
+    return Column("user_id", String(255), nullable=False)
+
+
+def _credits(name: str) -> Column[Any]:
+    return Column(name, BigInteger, nullable=False, server_default=text("0"))
+
+
+def _usd(name: str, digits: int = 14, places: int = 2) -> Column[Any]:
+    return Column(name, Numeric(digits, places), nullable=False, server_default=text("0"))
+
+
+def _flag(name: str, *, default: bool) -> Column[Any]:
+    return Column(name, Boolean, nullable=False, server_default=text(str(default).lower()))
+
+
+def _word(name: str, default: str) -> Column[Any]:
+    return Column(name, Text, nullable=False, server_default=text(f"'{default}'"))
+
+
+def _time(name: str) -> Column[Any]:
+    return Column(name, DateTime(timezone=True))
+
+
+def _created_at() -> Column[Any]:
+    return Column(
+        "created_at", DateTime(timezone=True), nullable=False, server_default=text("now()")
+    )
+
+
+def _one_of(name: str, *words: str) -> CheckConstraint:
+    listed = ", ".join(f"'{word}'" for word in words)
+    return CheckConstraint(f"{name} IN ({listed})", name=name)
+
+
+organizations = Table(
+    "organizations",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("display_name", Text, nullable=False),
+    Column("max_seats", Integer, nullable=False, server_default=text("10")),
+    _word("status", "active"),
+    _word("timezone", "UTC"),
+    _flag("is_test", default=False),
+    _created_at(),
+    CheckConstraint("max_seats > 0", name="max_seats"),
+    _one_of("status", "active", "suspended", "closed"),
+)
+
+organization_members = Table(
+    "organization_members",
+    metadata,
+    _org_id(),
+    _user_id(),
+    _word("role", "member"),
+    Column("email", Text),
+    Column("name", Text),
+    _created_at(),
+    PrimaryKeyConstraint("org_id", "user_id"),
+    Index(None, "user_id"),
+    _one_of("role", "member", "admin"),
+)
+
+organization_subscriptions = Table(
+    "organization_subscriptions",
+    metadata,
+    _id(),
+    _org_id(),
+    Column("subscription_plan", Text, nullable=False),
+    Column("monthly_price", Numeric(12, 2), nullable=False),
+    _word("billing_cycle", "monthly"),
+    _word("status", "active"),
+    _time("trial_ends_at"),
+    Column(
+        "current_period_start",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=text("now()"),
+    ),
+    Column(
+        "current_period_end",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=text("now() + interval '1 month'"),
+    ),
+    _time("canceled_at"),
+    Column("lago_subscription_id", Text),
+    Column("stripe_subscription_id", Text),
+    _created_at(),
+    _one_of("subscription_plan", "platform", "byok", "hybrid"),
+    _one_of("billing_cycle", "monthly", "yearly", "custom"),
+    _one_of("status", "active", "trialing", "past_due", "canceled", "paused"),
+    CheckConstraint("monthly_price >= 0", name="monthly_price"),
+    Index(
+        "organization_subscriptions_one_live_key",
+        "org_id",
+        unique=True,
+        postgresql_where=text(LIVE_SUBSCRIPTION),
+    ),
+)
+
+organization_credit_pools = Table(
+    "organization_credit_pools",
+    metadata,
+    _id(),
+    Column("org_id", Uuid, ForeignKey("organizations.id"), nullable=False, unique=True),
+    _credits("total_credits"),
+    _credits("allocated_credits"),
+    _credits("used_credits"),
+    Column(
+        "available_credits",
+        BigInteger,
+        Computed("total_credits - allocated_credits", persisted=True),
+    ),
+    _credits("monthly_refresh_amount"),
+    _time("last_refresh_date"),
+    _time("next_refresh_date"),
+    _flag("allow_overage", default=False),
+    _credits("overage_limit"),
+    _usd("overage_rate", 12, 6),
+    _credits("lifetime_purchased_credits"),
+    _usd("lifetime_spent_amount"),
+    _created_at(),
+    CheckConstraint("allocated_credits BETWEEN 0 AND total_credits", name="allocated"),
+    CheckConstraint("used_credits >= 0", name="used"),
+    CheckConstraint("monthly_refresh_amount >= 0", name="refresh"),
+    CheckConstraint("overage_limit >= 0 AND overage_rate >= 0", name="overage"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+user_credit_allocations = Table(
+    "user_credit_allocations",
+    metadata,
+    _id(),
+    _org_id(),
+    _user_id(),
+    _credits("allocated_credits"),
+    _credits("used_credits"),
+    Column(
+        "remaining_credits",
+        BigInteger,
+        Computed("allocated_credits - used_credits", persisted=True),
+    ),
+    _credits("held_credits"),
+    _word("reset_period", "monthly"),
+    _time("last_reset_date"),
+    _time("next_reset_date"),
+    _flag("is_active", default=True),
+    Column("allocated_by", String(255)),
+    Column("notes", Text),
+    _created_at(),
+    UniqueConstraint("org_id", "user_id"),
+    _one_of("reset_period", "daily", "weekly", "monthly", "never"),
+    CheckConstraint("used_credits >= 0 AND held_credits >= 0", name="used"),
+    CheckConstraint("used_credits + held_credits <= allocated_credits", name="not_overspent"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+credit_usage_attribution = Table(
+    "credit_usage_attribution",
+    metadata,
+    _row_number(),
+    # The allocation belongs to one organization and user, so one foreign key vouches for all three.
+    Column("org_id", Uuid, nullable=False),
+    _user_id(),
+    Column("allocation_id", Uuid, ForeignKey("user_credit_allocations.id"), nullable=False),
+    Column("credits_used", BigInteger, nullable=False),
+    Column("service_type", String(100), nullable=False),
+    Column("service_name", String(200)),
+    Column("variant", String(100)),
+    Column("quantity", Numeric, nullable=False, server_default=text("1")),
+    _usd("api_cost", 14, 6),
+    _usd("markup_applied", 14, 6),
+    Column("total_cost", Numeric(14, 6), Computed("api_cost + markup_applied", persisted=True)),
+    _word("key_source", "managed"),
+    Column("request_id", String(255), nullable=False),
+    Column("request_metadata", JSONB, nullable=False, server_default=text("'{}'")),
+    _word("source", "loopnet"),
+    _created_at(),
+    Column("occurred_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    Index(None, "org_id", "occurred_at"),
+)
+
+usage_requests = Table(
+    "usage_requests",
+    metadata,
+    # No foreign key: requests of organizations that are not known (yet) are kept as well.
+    Column("org_id", Uuid, nullable=False),
+    Column("request_id", String(255), nullable=False),
+    _user_id(),
+    Column("service_type", String(100), nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("credits", BigInteger),
+    Column("reason", Text),
+    Column("occurred_at", DateTime(timezone=True), nullable=False),
+    _created_at(),
+    Column("settled_at", DateTime(timezone=True)),
+    PrimaryKeyConstraint("org_id", "request_id"),
+    _one_of("state", "held", "charged", "released", "expired", "dead", "discarded"),
+    CheckConstraint("state <> 'charged' OR credits > 0", name="charged_credits"),
+    CheckConstraint("(state IN ('dead', 'discarded')) = (reason IS NOT NULL)", name="dead_reason"),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    _row_number(),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("org_id", Uuid),
+    Column("request_id", String(255)),
+    Column("user_id", String(255)),
+    Column("service_type", String(100)),
+    Column("credits", BigInteger),
+    Column("fingerprint", LargeBinary),
+    Column("occurred_at", DateTime(timezone=True)),
+    Column("payload", LargeBinary, nullable=False),
+    Column("stream", Text),
+    Column("entry_id", Text),
+    _word("state", "open"),
+    _created_at(),
+    _time("resolved_at"),
+    _one_of("state", "open", "charged", "discarded"),
+    # A readable request dies once; an entry too broken for that is known by its place.
+    Index(
+        "dead_letters_request_key",
+        "org_id",
+        "request_id",
+        "fingerprint",
+        unique=True,
+        postgresql_where=text("fingerprint IS NOT NULL"),
+    ),
+    Index(
+        "dead_letters_entry_key",
+        "stream",
+        "entry_id",
+        unique=True,
+        postgresql_where=text("fingerprint IS NULL"),
+    ),
+    Index("dead_letters_open_idx", "reason", postgresql_where=text("state = 'open'")),
+)
+
+credit_transactions = Table(
+    "credit_transactions",
+    metadata,
+    _row_number(),
+    _org_id(),
+    Column("user_id", String(255)),
+    Column("allocation_id", Uuid, ForeignKey("user_credit_allocations.id")),
+    Column("kind", Text, nullable=False),
+    Column("credits", BigInteger, nullable=False),
+    _usd("amount"),
+    Column("actor", String(255)),
+    Column("reason", Text),
+    _created_at(),
+    Index(None, "org_id", "created_at"),
+    _one_of("kind", "purchase", "grant", "refund", "adjustment", "refresh", "allocation"),
+    CheckConstraint("credits <> 0", name="credits"),
+    CheckConstraint("(kind = 'allocation') = (allocation_id IS NOT NULL)", name="allocation"),
+)
+
+service_prices = Table(
+    "service_prices",
+    metadata,
+    _row_number(),
+    Column("service_type", String(100), nullable=False),
+    Column("variant", String(100)),
+    Column("credits", Numeric(18, 6), nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("effective_from", DateTime(timezone=True), nullable=False),
+    _created_at(),
+    UniqueConstraint(
+        "service_type", "variant", "effective_from", postgresql_nulls_not_distinct=True
+    ),
+    CheckConstraint("credits > 0", name="credits"),
+)
+
+org_billing_history = Table(
+    "org_billing_history",
+    metadata,
+    _id(),
+    _org_id(),
+    Column("subscription_id", Uuid, ForeignKey("organization_subscriptions.id")),
+    Column("event_type", Text, nullable=False),
+    _usd("amount"),
+    _word("currency", "USD"),
+    _word("payment_status", "pending"),
+    Column("payment_method", Text),
+    _time("paid_at"),
+    _time("period_start"),
+    _time("period_end"),
+    Column("event_metadata", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("notes", Text),
+    _created_at(),
+    Index(None, "org_id", "created_at"),
+    _one_of(
+        "event_type",
+        "invoice_created",
+        "invoice_paid",
+        "invoice_failed",
+        "subscription_created",
+        "subscription_upgraded",
+        "subscription_downgraded",
+        "subscription_canceled",
+        "credit_purchase",
+        "credit_refund",
+        "overage_charged",
+    ),
+)
