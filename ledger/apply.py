@@ -7,12 +7,13 @@ top-ups wait for each other instead of deadlocking.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Final
 from uuid import UUID
 
+from psycopg.types.json import Jsonb
 from pydantic_core import to_json
 from sqlalchemy import Connection
 
@@ -147,75 +148,78 @@ def apply_batch(connection: Connection, entries: Sequence[Entry], now: datetime)
         if reports:
             organizations = _lock_organizations(connection, reports)
             balances = _lock_allocations(connection, reports)
+            seen = _known_requests(connection, reports)
             decide(
                 reports,
-                seen=_known_requests(connection, reports),
+                seen=seen,
                 organizations=organizations,
                 balances=balances,
                 now=now,
                 verdicts=verdicts,
             )
-        _write_charges(connection, verdicts.charges, now)
+            _write_charges(connection, verdicts.charges, now)
+            _write_balances(connection, balances.values())
         _write_deaths(connection, verdicts.deaths, now)
     return verdicts.counts()
 
 
 def _lock_organizations(
     connection: Connection, reports: Sequence[Reported]
-) -> dict[UUID, PlanName | None]:
-    org_ids = sorted({report.event.org_id for report in reports})
+) -> dict[int, PlanName | None]:
+    org_ids = list({report.event.org_id.int: report.event.org_id for report in reports}.values())
     run(connection, _LOCK_POOLS, org_ids=org_ids)
-    rows = run(connection, _ORGANIZATIONS, org_ids=org_ids)
-    return {org_id: PlanName(plan) if plan else None for org_id, plan in rows.fetchall()}
+    rows = run(connection, _ORGANIZATIONS, org_ids=org_ids).fetchall()
+    return {org_id.int: PlanName(plan) if plan else None for org_id, plan in rows}
 
 
 def _lock_allocations(connection: Connection, reports: Sequence[Reported]) -> dict[Key, Balance]:
-    users = sorted({(report.event.org_id, report.event.user_id) for report in reports})
+    events = {report.user_key: report.event for report in reports}.values()
     rows = run(
         connection,
         _LOCK_ALLOCATIONS,
-        org_ids=[org_id for org_id, _ in users],
-        user_ids=[user_id for _, user_id in users],
+        org_ids=[event.org_id for event in events],
+        user_ids=[event.user_id for event in events],
     )
-    return {(org_id, user_id): Balance(id_, available) for org_id, user_id, id_, available in rows}
+    return {
+        (org_id.int, user_id): Balance(org_id, allocation_id, available)
+        for org_id, user_id, allocation_id, available in rows.fetchall()
+    }
 
 
 def _known_requests(connection: Connection, reports: Sequence[Reported]) -> dict[Key, Seen]:
-    keys = {(report.event.org_id, report.event.request_id) for report in reports}
+    events = {report.request_key: report.event for report in reports}.values()
     rows = run(
         connection,
         _KNOWN_REQUESTS,
-        org_ids=[org_id for org_id, _ in keys],
-        request_ids=[request_id for _, request_id in keys],
+        org_ids=[event.org_id for event in events],
+        request_ids=[event.request_id for event in events],
     )
-    return {(org_id, request_id): Seen(mark, state) for org_id, request_id, mark, state in rows}
+    return {
+        (org_id.int, request_id): Seen(mark, state)
+        for org_id, request_id, mark, state in rows.fetchall()
+    }
 
 
 def _write_charges(connection: Connection, charges: Sequence[Charge], now: datetime) -> None:
-    if not charges:
+    if charges:
+        requests = (_request_row(charge.report, now) for charge in charges)
+        copy(connection, _CHARGED_REQUESTS, _REQUEST_TYPES, requests)
+        attributions = (_attribution_row(charge, now) for charge in charges)
+        copy(connection, _ATTRIBUTIONS, _ATTRIBUTION_TYPES, attributions)
+
+
+def _write_balances(connection: Connection, balances: Iterable[Balance]) -> None:
+    touched = [balance for balance in balances if balance.spent]
+    if not touched:
         return
-    by_allocation: Counter[UUID] = Counter()
     by_organization: Counter[UUID] = Counter()
-    for charge in charges:
-        by_allocation[charge.allocation_id] += charge.credits
-        by_organization[charge.report.event.org_id] += charge.credits
-    copy(
-        connection,
-        _CHARGED_REQUESTS,
-        _REQUEST_TYPES,
-        (_request_row(charge.report, now) for charge in charges),
-    )
-    copy(
-        connection,
-        _ATTRIBUTIONS,
-        _ATTRIBUTION_TYPES,
-        (_attribution_row(charge, now) for charge in charges),
-    )
+    for balance in touched:
+        by_organization[balance.org_id] += balance.spent
     run(
         connection,
         _SPEND,
-        allocation_ids=list(by_allocation),
-        user_credits=list(by_allocation.values()),
+        allocation_ids=[balance.allocation_id for balance in touched],
+        user_credits=[balance.spent for balance in touched],
         org_ids=list(by_organization),
         org_credits=list(by_organization.values()),
     )
@@ -252,7 +256,7 @@ def _attribution_row(charge: Charge, now: datetime) -> tuple[object, ...]:
         charge.markup,
         event.key_source.value,
         event.request_id,
-        to_json(event.metadata).decode(),
+        Jsonb(event.metadata, to_json),
         event.source,
         now,
         event.occurred_at,

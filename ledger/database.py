@@ -7,9 +7,10 @@ from typing import Any, Final, LiteralString
 import psycopg
 from sqlalchemy import Connection, CursorResult, create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from schema.errors import ConfigurationError, LedgerUnavailable
-from schema.settings import Settings
+from schema.settings import Settings, driver_url
 
 APPLICATION_NAME: Final = "metering"
 CONNECT_TIMEOUT_SECONDS: Final = 5
@@ -52,13 +53,13 @@ def outages_named() -> Iterator[None]:
     """Turn the driver's many ways to say "away" into `LedgerUnavailable`."""
     try:
         yield
-    except (DBAPIError, psycopg.Error) as error:
+    except (DBAPIError, psycopg.Error, PoolTimeout) as error:
         if is_outage(error):
             raise LedgerUnavailable(f"PostgreSQL does not answer: {_cause(error)}") from error
         raise
 
 
-def _cause(error: DBAPIError | psycopg.Error) -> str:
+def _cause(error: Exception) -> str:
     return str(error.orig if isinstance(error, DBAPIError) else error).strip()
 
 
@@ -82,7 +83,7 @@ class Database:
                 "no database: set METERING_DATABASE_URL, or start one with 'metering up'"
             )
         self._engine = create_engine(
-            _with_driver(url),
+            driver_url(url),
             pool_size=pool_size,
             max_overflow=0,
             pool_pre_ping=True,
@@ -128,10 +129,3 @@ class Database:
     def close(self) -> None:
         """Close the idle connections."""
         self._engine.dispose()
-
-
-def _with_driver(url: str) -> str:
-    for scheme in ("postgresql://", "postgres://"):
-        if url.startswith(scheme):
-            return f"postgresql+psycopg://{url.removeprefix(scheme)}"
-    raise ConfigurationError("METERING_DATABASE_URL must start with postgresql://")

@@ -23,7 +23,8 @@ MAX_AHEAD: Final = timedelta(minutes=5)
 MAX_CHARGE: Final = 2**53
 """Most credits of one request: beyond this JavaScript callers could not read the figure."""
 
-Key = tuple[UUID, str]
+Key = tuple[int, str]
+"""An organization's id as a number, and a request or user id: compared by the million, so cheap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,17 @@ class Seen:
 
 @dataclass(slots=True)
 class Balance:
-    """An active allocation and what its user can still spend, in credits."""
+    """An active allocation: credits its user can still spend, and those this batch spends."""
 
+    org_id: UUID
     allocation_id: UUID
     available: int
+    spent: int = 0
+
+    def spend(self, credits: int) -> None:
+        """Take credits that are available."""
+        self.available -= credits
+        self.spent += credits
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,8 @@ class Reported:
     event: UsageEvent
     credits: int | None
     fingerprint: bytes
+    request_key: Key
+    user_key: Key
     refusal: tuple[DeadReason, str] | None = None
     """Why it cannot be priced, where it cannot."""
 
@@ -171,11 +181,14 @@ def _priced(entry: Entry, event: UsageEvent, book: PriceBook) -> Reported:
     elif credits > MAX_CHARGE:
         refusal = (DeadReason.INVALID, f"quantity: {credits} credits are out of range")
         credits = None
+    org = event.org_id.int
     return Reported(
         entry,
         event,
         credits,
         fingerprint(event.user_id, event.service_type, credits),
+        (org, event.request_id),
+        (org, event.user_id),
         refusal,
     )
 
@@ -184,7 +197,7 @@ def decide(
     reports: Iterable[Reported],
     *,
     seen: dict[Key, Seen],
-    organizations: Mapping[UUID, PlanName | None],
+    organizations: Mapping[int, PlanName | None],
     balances: Mapping[Key, Balance],
     now: datetime,
     verdicts: Verdicts,
@@ -194,7 +207,7 @@ def decide(
     Args:
         reports: readable events, in the order in which they were sent.
         seen: the request ids of this batch that the ledger knows already.
-        organizations: the known organizations of this batch, and the plan of each.
+        organizations: the known organizations of this batch, by id number, and the plan of each.
         balances: the active allocations of this batch's users.
         now: the time of the decision.
         verdicts: where the decisions go.
@@ -202,8 +215,7 @@ def decide(
     oldest, latest = now - MAX_AGE, now + MAX_AHEAD
     for report in reports:
         event = report.event
-        key = (event.org_id, event.request_id)
-        known = seen.get(key)
+        known = seen.get(report.request_key)
         if known is not None:
             if _is_same_request(report, known):
                 verdicts.duplicates += 1
@@ -213,7 +225,7 @@ def decide(
                     Death(report.entry, DeadReason.REQUEST_ID_CONFLICT, detail, report)
                 )
             continue
-        balance = balances.get((event.org_id, event.user_id))
+        balance = balances.get(report.user_key)
         refusal = (
             _refused_by_time_or_place(event, organizations, oldest, latest)
             or report.refusal
@@ -222,12 +234,12 @@ def decide(
         if refusal or balance is None or report.credits is None:
             reason, detail = refusal or (DeadReason.UNPROCESSABLE, "no balance")
             verdicts.deaths.append(Death(report.entry, reason, detail, report))
-            seen[key] = Seen(report.fingerprint, "dead")
+            seen[report.request_key] = Seen(report.fingerprint, "dead")
             continue
-        balance.available -= report.credits
-        seen[key] = Seen(report.fingerprint, "charged")
+        balance.spend(report.credits)
+        seen[report.request_key] = Seen(report.fingerprint, "charged")
         added = (
-            markup(organizations[event.org_id], event.api_cost, event.key_source)
+            markup(organizations[event.org_id.int], event.api_cost, event.key_source)
             if event.api_cost
             else Decimal(0)
         )
@@ -246,11 +258,11 @@ def _is_same_request(report: Reported, known: Seen) -> bool:
 
 def _refused_by_time_or_place(
     event: UsageEvent,
-    organizations: Mapping[UUID, PlanName | None],
+    organizations: Mapping[int, PlanName | None],
     oldest: datetime,
     latest: datetime,
 ) -> tuple[DeadReason, str] | None:
-    if event.org_id not in organizations:
+    if event.org_id.int not in organizations:
         return DeadReason.UNKNOWN_ORGANIZATION, f"no organization {event.org_id}"
     if event.occurred_at < oldest:
         return DeadReason.TOO_OLD, f"occurred at {event.occurred_at}, over {MAX_AGE.days} days ago"

@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection, NullPool, create_engine, text
 
-from schema.settings import load_settings
+from schema.settings import driver_url, load_settings
 from schema.tables import metadata
 
 
@@ -20,7 +20,7 @@ def _run(connection: Connection) -> None:
 def _database_url() -> str:
     configured = context.config.get_main_option("sqlalchemy.url")
     url = configured or load_settings().database_url.get_secret_value()
-    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+    return driver_url(url)
 
 
 given = context.config.attributes.get("connection")

@@ -17,13 +17,14 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals
-from typing import IO, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 import psycopg
 from redis import Redis
 from redis.exceptions import RedisError
 
+from ops.processes import STACK_MARKER, Child
 from schema.errors import ConfigurationError
 
 DATABASE: Final = "metering"
@@ -65,7 +66,7 @@ class EmbeddedServer(ABC):
         self.directory = directory.resolve()
         self.port = free_port()
         self.password = ""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
 
     def prepare(self) -> None:
         """Make or check the data directory and write the configuration."""
@@ -92,41 +93,37 @@ class EmbeddedServer(ABC):
         """As whom to run, in the words of `subprocess`."""
         return {}
 
-    def start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start the process in a session of its own, so that Ctrl-C does not reach it first."""
-        self.process = subprocess.Popen(
-            self._command(),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=self.directory,
-            **self._user(),
-            start_new_session=True,
+    def start(self) -> Child:
+        """Start the process; it logs beside its data directory."""
+        self.child = Child(
+            name=self.name,
+            command=self._command(),
+            log_path=self.directory.parent / f"{self.name}.log",
+            environment={STACK_MARKER: str(self.directory.parent)},
+            stop_signal=self.stop_signal,
+            stop_timeout_seconds=STOP_TIMEOUT_SECONDS,
+            popen_options={"cwd": self.directory, **self._user()},
+            is_back=self.is_ready,
         )
-        return self.process
+        self.child.start()
+        return self.child
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Wait until the server answers, or raise `ConfigurationError` with where to look."""
 
         def answers() -> bool:
-            if self.process is not None and self.process.poll() is not None:
-                raise ConfigurationError(
-                    f"{self.name} ended with code {self.process.returncode}; see its log"
-                )
+            meanwhile()
+            if self.child is not None and self.child.pid is None:
+                raise ConfigurationError(f"{self.name} ended; see {self.child.log_path}")
             return self.is_ready()
 
         wait_until(answers, self.name, START_TIMEOUT_SECONDS)
 
     def stop(self) -> None:
         """Stop the server and wait until it has written everything."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        self.process.send_signal(self.stop_signal)
-        try:
-            self.process.wait(STOP_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        if self.child is not None:
+            self.child.ask_to_stop()
+            self.child.wait_stopped()
 
 
 class EmbeddedPostgres(EmbeddedServer):
@@ -285,8 +282,7 @@ def embedded_servers(directory: Path) -> Iterator[tuple[EmbeddedPostgres, Embedd
     with ExitStack() as stack:
         for server in (postgres, valkey):
             server.prepare()
-            log = stack.enter_context((directory / f"{server.name}.log").open("ab"))
-            server.start(log)
+            server.start()
             stack.callback(server.stop)
         for server in (postgres, valkey):
             server.wait_ready()

@@ -11,7 +11,9 @@ The API renders it, the command line prints it, the worker dead-letters by it::
     ├── InsufficientCredits       402  insufficient_credits
     ├── NoAllocation              403  no_allocation
     ├── NotFound                  404  not_found
+    ├── MethodNotAllowed          405  method_not_allowed
     ├── Conflict                  409  conflict
+    ├── BodyTooLarge              413  body_too_large
     ├── Unavailable               503  unavailable
     │   ├── LedgerUnavailable          PostgreSQL is away
     │   └── QueueUnavailable           Redis is away
@@ -117,6 +119,22 @@ class NotFound(MeteringError):
     code = "not_found"
     status = 404
     suggested_action = "Check the id."
+
+
+class MethodNotAllowed(MeteringError):
+    """The path exists, and not for this method."""
+
+    code = "method_not_allowed"
+    status = 405
+    suggested_action = "Use a method that the Allow header names."
+
+
+class BodyTooLarge(MeteringError):
+    """The request body is longer than the API reads."""
+
+    code = "body_too_large"
+    status = 413
+    suggested_action = "Send less at a time."
 
 
 class Conflict(MeteringError):

@@ -56,9 +56,6 @@ def _text(min_length: int, max_length: int) -> FieldInfo:
     )
 
 
-Number = Annotated[Decimal, BeforeValidator(_not_boolean)]
-
-
 class UsageEvent(BaseModel):
     """One successful operation, to be charged once.
 
@@ -78,11 +75,18 @@ class UsageEvent(BaseModel):
     service_name: Annotated[str, _text(0, 200)] | None = None
     variant: Annotated[str, _text(0, 100)] | None = None
     quantity: Annotated[
-        Number, Field(gt=0, le=MAX_QUANTITY, max_digits=38, allow_inf_nan=False)
+        Decimal,
+        Field(gt=0, le=MAX_QUANTITY, max_digits=38, allow_inf_nan=False),
+        BeforeValidator(_not_boolean),
     ] = Decimal(1)
     credits: Annotated[StrictInt, Field(ge=1, le=MAX_CREDITS)] | None = None
     api_cost: (
-        Annotated[Number, Field(ge=0, max_digits=14, decimal_places=6, allow_inf_nan=False)] | None
+        Annotated[
+            Decimal,
+            Field(ge=0, max_digits=14, decimal_places=6, allow_inf_nan=False),
+            BeforeValidator(_not_boolean),
+        ]
+        | None
     ) = None
     key_source: KeySource = KeySource.MANAGED
     occurred_at: Annotated[AwareDatetime, BeforeValidator(_iso_8601)]

@@ -56,7 +56,7 @@ def clean_metadata(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def _clean_object(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    if any("\0" in key for key in value):
+    if "\0" in "".join(value):
         raise ValueError("must not contain a NUL character")
     return {key: _clean(item) for key, item in value.items() if not is_secret_key(key)}
 

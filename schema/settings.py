@@ -69,7 +69,7 @@ def load_settings(**overrides: object) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name.upper() not in known:
-            close = get_close_matches(name.upper(), known, n=1)
+            close = get_close_matches(name.upper(), known, n=1, cutoff=0.8)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigurationError(f"unknown setting {name}{hint}")
     try:
@@ -80,3 +80,15 @@ def load_settings(**overrides: object) -> Settings:
             for item in error.errors(include_url=False, include_input=False)
         )
         raise ConfigurationError(problems) from None
+
+
+def driver_url(url: str) -> str:
+    """A PostgreSQL address in the words of SQLAlchemy, for psycopg.
+
+    Raises:
+        ConfigurationError: it is no PostgreSQL address.
+    """
+    for scheme in ("postgresql://", "postgres://"):
+        if url.startswith(scheme):
+            return f"postgresql+psycopg://{url.removeprefix(scheme)}"
+    raise ConfigurationError(f"{PREFIX}DATABASE_URL must start with postgresql://")

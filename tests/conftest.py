@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import psycopg
@@ -18,6 +20,15 @@ from worker import stream
 TEMPLATE = "metering_template"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--chaos-events",
+        type=int,
+        default=5000,
+        help="events that the chaos tests replay",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment() -> Iterator[None]:
     """No setting of the developer's shell reaches a test."""
@@ -28,12 +39,21 @@ def _clean_environment() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def server_directory() -> Iterator[Path]:
+    """A directory for servers to live in.
+
+    Not one of pytest's own: their root is closed to other users again by every run that starts,
+    and root starts PostgreSQL as another user.
+    """
+    with TemporaryDirectory(prefix="metering-test-") as name:
+        yield Path(name)
+
+
 @pytest.fixture(scope="session")
-def servers(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[EmbeddedPostgres, EmbeddedValkey]]:
+def servers() -> Iterator[tuple[EmbeddedPostgres, EmbeddedValkey]]:
     """The embedded servers, started once."""
-    with embedded_servers(tmp_path_factory.mktemp("servers")) as (postgres, valkey):
+    with server_directory() as directory, embedded_servers(directory) as (postgres, valkey):
         postgres.ensure_database(TEMPLATE)
         migrations.upgrade(postgres.url_of(TEMPLATE))
         yield postgres, valkey

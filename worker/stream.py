@@ -15,6 +15,8 @@ from schema.wire import CONSUMER, EVENT_FIELD, GROUP, stream_name
 
 REDIS_TIMEOUT_SECONDS: Final = 5.0
 
+_FIELD: Final = EVENT_FIELD.encode()
+
 RawEntry = tuple[bytes, Sequence[bytes] | None]
 
 
@@ -107,7 +109,7 @@ class UsageStream:
                 raise
 
     def _entry(self, entry_id: bytes, fields: Sequence[bytes]) -> Entry:
-        if len(fields) == 2 and fields[0] == EVENT_FIELD.encode():  # noqa: PLR2004 - name, value
+        if len(fields) == 2 and fields[0] == _FIELD:  # noqa: PLR2004 - name, value
             return Entry(fields[1], self.name, entry_id.decode())
         texts = [field.decode("utf-8", "backslashreplace") for field in fields]
         pairs = [*zip(texts[::2], texts[1::2], strict=True)]

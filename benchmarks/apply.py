@@ -1,0 +1,298 @@
+"""How many events a second reach the ledger, against the obvious way and against the ceiling.
+
+All cases run in one go on one pair of embedded servers, with the same number of worker processes:
+
+- `baseline`: one Celery task per event, each calling `deduct_credits()`;
+- `pipeline_hot`: this pipeline, all events of one organization;
+- `pipeline_spread`: this pipeline, 100 organizations of 100 users;
+- `ceiling`: the spread events straight into `ledger.apply`, without any queue.
+"""
+
+import gc
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from celery import Celery
+from redis import Redis
+
+import migrations
+from benchmarks.baseline import QUEUE, TASK
+from ledger.apply import apply_batch
+from ledger.clock import utc_now
+from ledger.database import Database, run
+from ledger.decisions import Entry
+from ops.output import aside
+from ops.servers import embedded_servers, wait_until
+from schema.settings import Settings, load_settings
+from schema.wire import (
+    CELERY_QUEUE,
+    EVENT_FIELD,
+    TASK_DRAIN,
+    TASK_SWEEP,
+    shard_of,
+    stream_name,
+)
+from worker import stream
+
+USERS: Final = 100
+SPREAD_ORGANIZATIONS: Final = 100
+CREDITS_EACH: Final = 10_000_000
+BATCH_EVENTS: Final = 1000
+PATIENCE_SECONDS: Final = 300.0
+GOALS: Final = {"spread_to_baseline": 40.0, "hot_to_baseline": 25.0, "spread_to_ceiling": 0.6}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much to measure."""
+
+    events: int
+    baseline_events: int
+    workers: int
+    rounds: int
+
+
+@dataclass(slots=True)
+class Figures:
+    """Events per second of each case, one per round."""
+
+    baseline: list[float] = field(default_factory=list)
+    pipeline_hot: list[float] = field(default_factory=list)
+    pipeline_spread: list[float] = field(default_factory=list)
+    ceiling: list[float] = field(default_factory=list)
+
+    def rates(self) -> list[tuple[str, int]]:
+        """The median of each case."""
+        cases = ("baseline", "pipeline_hot", "pipeline_spread", "ceiling")
+        return [(case, round(statistics.median(getattr(self, case)))) for case in cases]
+
+    def ratios(self) -> list[tuple[str, float, float]]:
+        """Name, value and goal of each ratio."""
+        rate = dict(self.rates())
+        reached = {
+            "spread_to_baseline": rate["pipeline_spread"] / rate["baseline"],
+            "hot_to_baseline": rate["pipeline_hot"] / rate["baseline"],
+            "spread_to_ceiling": rate["pipeline_spread"] / rate["ceiling"],
+        }
+        return [(name, round(value, 3), GOALS[name]) for name, value in reached.items()]
+
+    def as_document(self) -> dict[str, Any]:
+        """The figures for programs."""
+        return dict(self.rates()) | {
+            "ratios": {name: value for name, value, _ in self.ratios()},
+            "goals": GOALS,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The servers of one run, and where its events go."""
+
+    settings: Settings
+    database: Database
+    client: "Redis"
+    celery: Celery
+    organizations: Sequence[UUID]
+    directory: Path
+    workers: int
+
+
+def tell_aside(text: str) -> None:
+    """Show progress beside the result."""
+    aside.print(f"[dim]{text}[/]", highlight=False)
+
+
+def measure(plan: Plan, tell: Callable[[str], None]) -> Figures:
+    """Run every case `plan.rounds` times."""
+    figures = Figures()
+    with _bench(plan.workers) as bench:
+        for number in range(1, plan.rounds + 1):
+            tell(f"round {number} of {plan.rounds}: baseline")
+            figures.baseline.append(_baseline(bench, plan.baseline_events))
+            for case, organizations in (
+                ("pipeline_hot", bench.organizations[:1]),
+                ("pipeline_spread", bench.organizations),
+            ):
+                tell(f"round {number} of {plan.rounds}: {case}")
+                getattr(figures, case).append(_pipeline(bench, organizations, plan.events))
+            tell(f"round {number} of {plan.rounds}: ceiling")
+            figures.ceiling.append(_ceiling(bench, plan.events))
+    return figures
+
+
+@contextmanager
+def _bench(workers: int) -> Iterator[Bench]:
+    with tempfile.TemporaryDirectory(prefix="metering-bench-") as name:
+        directory = Path(name)
+        with embedded_servers(directory) as (postgres, valkey):
+            postgres.ensure_database()
+            migrations.upgrade(postgres.url)
+            settings = load_settings(database_url=postgres.url, redis_url=valkey.url)
+            database = Database.of(settings)
+            with (
+                stream.connect(settings) as client,
+                Celery(broker=valkey.url, set_as_current=False) as celery,
+            ):
+                organizations = _organizations(database)
+                yield Bench(settings, database, client, celery, organizations, directory, workers)
+            database.close()
+
+
+def _organizations(database: Database) -> list[UUID]:
+    made = [uuid4() for _ in range(SPREAD_ORGANIZATIONS)]
+    with database.transaction() as connection:
+        for org_id in made:
+            run(
+                connection,
+                "INSERT INTO organizations (id, name, display_name) "
+                "VALUES (%(org_id)s, %(name)s, 'bench')",
+                org_id=org_id,
+                name=str(org_id),
+            )
+            total = USERS * CREDITS_EACH
+            run(connection, "SELECT add_credits_to_pool(%(o)s, %(n)s)", o=org_id, n=total)
+            run(
+                connection,
+                "SELECT allocate_credits_to_user(%(o)s, 'user-' || n, %(c)s) "
+                "FROM generate_series(1, %(users)s) n",
+                o=org_id,
+                c=CREDITS_EACH,
+                users=USERS,
+            )
+    return made
+
+
+def _events(organizations: Sequence[UUID], count: int) -> list[tuple[UUID, dict[str, Any]]]:
+    now = datetime.now(UTC).isoformat()
+    made = []
+    for _ in range(count):
+        org_id = random.choice(organizations)
+        event = {
+            "request_id": f"req-{uuid4()}",
+            "org_id": str(org_id),
+            "user_id": f"user-{random.randint(1, USERS)}",
+            "service_type": "llm",
+            "variant": "claude-sonnet",
+            "quantity": f"{random.randint(1, 4000) / 1000:.3f}",
+            "api_cost": "0.0042",
+            "occurred_at": now,
+            "metadata": {"operation": "summarize", "company_id": "c-4711", "cache_hit": False},
+        }
+        made.append((org_id, event))
+    return made
+
+
+def _baseline(bench: Bench, count: int) -> float:
+    already = _charged(bench)
+    with _worker(bench, "benchmarks.baseline", "-Q", "idle"):
+        for _, event in _events(bench.organizations, count):
+            bench.celery.send_task(TASK, (event | {"credits": 7},), queue=QUEUE)
+        started = time.perf_counter()
+        bench.celery.control.add_consumer(QUEUE)
+        wait_until(lambda: _charged(bench) - already >= count, "the baseline", PATIENCE_SECONDS)
+        return count / (time.perf_counter() - started)
+
+
+def _charged(bench: Bench) -> int:
+    with bench.database.snapshot() as connection:
+        count: int = run(connection, "SELECT count(*) FROM usage_requests").scalar_one()
+        return count
+
+
+def _pipeline(bench: Bench, organizations: Sequence[UUID], count: int) -> float:
+    with _worker(bench, "worker.app"):
+        with bench.client.pipeline(transaction=False) as pipeline:
+            for org_id, event in _events(organizations, count):
+                name = stream_name(shard_of(org_id, bench.settings.shards))
+                pipeline.xadd(name, {EVENT_FIELD: json.dumps(event)})
+            pipeline.execute()
+        started = time.perf_counter()
+        for shard in range(bench.settings.shards):
+            bench.celery.send_task(TASK_DRAIN, (shard,), queue=CELERY_QUEUE)
+        _sweep_until_empty(bench)
+        return count / (time.perf_counter() - started)
+
+
+def _sweep_until_empty(bench: Bench) -> None:
+    """Play beat: a sweep each second, as in production."""
+    started = time.monotonic()
+    sweeps = 0
+    while stream.total_depth(bench.client, bench.settings.shards):
+        elapsed = time.monotonic() - started
+        if elapsed > PATIENCE_SECONDS:
+            raise TimeoutError("the pipeline did not drain")
+        if elapsed > sweeps:
+            bench.celery.send_task(TASK_SWEEP, queue=CELERY_QUEUE, expires=2)
+            sweeps += 1
+        time.sleep(0.01)
+
+
+def _ceiling(bench: Bench, count: int) -> float:
+    """The same batches, made beforehand, in as many processes as there are workers."""
+    share = -(-SPREAD_ORGANIZATIONS // bench.workers)
+    url = bench.settings.database_url.get_secret_value()
+    jobs = [
+        _payloads(bench.organizations[start : start + share], count // bench.workers)
+        for start in range(0, SPREAD_ORGANIZATIONS, share)
+    ]
+    with ProcessPoolExecutor(bench.workers, mp_context=get_context("spawn")) as processes:
+        for waited in [processes.submit(_straight, url, [b""]) for _ in jobs]:
+            waited.result()
+        started = time.perf_counter()
+        applied = [processes.submit(_straight, url, payloads) for payloads in jobs]
+        total = sum(future.result() for future in applied)
+        return total / (time.perf_counter() - started)
+
+
+def _payloads(organizations: Sequence[UUID], count: int) -> list[bytes]:
+    return [json.dumps(event).encode() for _, event in _events(organizations, count)]
+
+
+def _straight(url: str, payloads: Sequence[bytes]) -> int:
+    database = Database(url, pool_size=1)
+    entries = [Entry(payload) for payload in payloads]
+    gc.disable()  # as the drain does
+    charged = 0
+    with database.session() as connection:
+        for start in range(0, len(entries), BATCH_EVENTS):
+            batch = entries[start : start + BATCH_EVENTS]
+            charged += apply_batch(connection, batch, utc_now()).charged
+    database.close()
+    return charged
+
+
+@contextmanager
+def _worker(bench: Bench, app: str, *options: str) -> Iterator[None]:
+    environment = os.environ | {
+        "METERING_DATABASE_URL": bench.settings.database_url.get_secret_value(),
+        "METERING_REDIS_URL": bench.settings.redis_url.get_secret_value(),
+    }
+    command = [
+        *(sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO"),
+        *("--concurrency", str(bench.workers), "--without-gossip", "--without-mingle"),
+        *options,
+    ]
+    log_path = bench.directory / f"{app}.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        wait_until(lambda: b"ready." in log_path.read_bytes(), "the worker", 60)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)

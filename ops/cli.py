@@ -1,0 +1,38 @@
+"""The `metering` command: its parts, put together."""
+
+import logging
+
+import typer
+
+from ops.commands import demo, emit, org, reconcile, replay, status, up
+from schema.logs import configure_logs
+
+app = typer.Typer(
+    name="metering",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+
+
+@app.callback()
+def _prepare() -> None:
+    """Usage metering for prepaid credits: run it, feed it, look at it, prove it."""
+    configure_logs(logging.WARNING)
+
+
+app.command()(up.up)
+app.add_typer(org.app, name="org")
+app.command()(emit.emit)
+app.command()(replay.replay)
+app.command()(status.status)
+app.command()(reconcile.reconcile)
+app.command()(demo.demo)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,393 @@
+"""The gate over HTTP: a real server, a real ledger, every status of the contract."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+import migrations
+from api.app import create_app
+from api.bodies import MAX_BODY_BYTES
+from ops.servers import LOOPBACK, EmbeddedPostgres, EmbeddedValkey, free_port
+from schema.settings import Settings, load_settings
+
+TOKEN = "s3rvice-tökén"
+PRECHECK = "/api/v1/precheck"
+Json = dict[str, Any]
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[httpx.Client]:
+    """A client of a server that runs the app as in production, in a thread of its own."""
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        config = uvicorn.Config(app, loop="uvloop", http="httptools", log_config=None)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            deadline = time.monotonic() + 20
+            while not server.started:
+                assert thread.is_alive()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            url = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+            with httpx.Client(base_url=url, headers=bearer(TOKEN), timeout=20) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def bearer(token: str) -> dict[bytes, bytes]:
+    return {b"Authorization": f"Bearer {token}".encode()}
+
+
+@pytest.fixture(scope="module")
+def database_url(servers: tuple[EmbeddedPostgres, EmbeddedValkey]) -> str:
+    """One database for all tests here: the gate writes nothing, and each has its organization."""
+    postgres, _ = servers
+    postgres.ensure_database("gate")
+    migrations.upgrade(postgres.url_of("gate"))
+    return postgres.url_of("gate")
+
+
+@pytest.fixture(scope="module")
+def settings(database_url: str, servers: tuple[EmbeddedPostgres, EmbeddedValkey]) -> Settings:
+    _, valkey = servers
+    return load_settings(database_url=database_url, redis_url=valkey.url, service_token=TOKEN)
+
+
+@pytest.fixture(scope="module")
+def client(settings: Settings) -> Iterator[httpx.Client]:
+    with serving(create_app(settings)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def anonymous(client: httpx.Client) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=client.base_url, timeout=20) as opened:
+        yield opened
+
+
+@pytest.fixture
+def org_id(database_url: str) -> UUID:
+    """An organization whose user u1 has 60 credits, 10 of them held, and u2 an inactive 60."""
+    org_id = uuid4()
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO organizations (id, name, display_name) VALUES (%s, %s, 'Acme')",
+            (org_id, str(org_id)),
+        )
+        for user, held, active in (("u1", 10, True), ("u2", 0, False)):
+            connection.execute(
+                """
+                INSERT INTO user_credit_allocations
+                    (org_id, user_id, allocated_credits, used_credits, held_credits, is_active)
+                VALUES (%s, %s, 100, 40, %s, %s)
+                """,
+                (org_id, user, held, active),
+            )
+    return org_id
+
+
+def asked(org_id: UUID, **fields: object) -> Json:
+    return {"org_id": str(org_id), "user_id": "u1", "service_type": "company_enrichment"} | fields
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> Json:
+    """The detail of an error answer, its shape checked."""
+    assert answer.status_code == status, answer.text
+    detail: Json = answer.json()["detail"]
+    assert detail["error"] == code
+    assert detail["message"]
+    assert detail["suggested_action"]
+    assert detail["request_id"] == answer.headers["X-Request-ID"]
+    return detail
+
+
+def test_an_operation_that_is_covered_is_allowed(client: httpx.Client, org_id: UUID) -> None:
+    answer = client.post(PRECHECK, json=asked(org_id, request_id="op:1.a-b_c"))
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "allowed": True,
+        "request_id": "op:1.a-b_c",
+        "credits": 50,
+        "remaining_credits": 50,
+        "hold": False,
+        "held_credits": 0,
+        "expires_at": None,
+    }
+
+
+def test_advice_holds_nothing_whatever_is_asked(
+    client: httpx.Client, org_id: UUID, database_url: str
+) -> None:
+    for hold in (True, False):
+        body = asked(org_id, hold=hold, hold_ttl_seconds=60)
+        answer = client.post(PRECHECK, json=body).raise_for_status().json()
+        assert (answer["hold"], answer["held_credits"], answer["expires_at"]) == (False, 0, None)
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(
+            "SELECT sum(held_credits) FROM user_credit_allocations WHERE org_id = %s", (org_id,)
+        )
+        assert row.fetchone() == (10,)
+        assert connection.execute("SELECT FROM usage_requests").rowcount == 0
+
+
+def test_a_request_id_is_made_where_none_is_given(client: httpx.Client, org_id: UUID) -> None:
+    made = [client.post(PRECHECK, json=asked(org_id)).json()["request_id"] for _ in range(2)]
+    assert made[0] != made[1]
+    assert all(UUID(request_id) for request_id in made)
+
+
+@pytest.mark.parametrize(
+    ("operation", "credits"),
+    [
+        ({"service_type": "company_enrichment", "variant": "standard"}, 50),
+        ({"service_type": "contact_lookup", "quantity": 5}, 50),
+        ({"service_type": "property_search", "quantity": "0.7"}, 3),
+        ({"service_type": "embeddings", "quantity": 1.5}, 1),
+        ({"service_type": "contact_lookup", "credits": 10}, 10),
+        ({"service_type": "not in the book", "credits": 7}, 7),
+        ({"service_type": None, "credits": 50}, 50),
+    ],
+)
+def test_operations_are_priced_by_the_book(
+    client: httpx.Client, org_id: UUID, operation: Json, credits: int
+) -> None:
+    answer = client.post(PRECHECK, json=asked(org_id) | operation)
+    assert answer.json().get("credits") == credits, answer.text
+
+
+def test_one_credit_too_many_is_402_with_the_figures(client: httpx.Client, org_id: UUID) -> None:
+    assert client.post(PRECHECK, json=asked(org_id, service_type=None, credits=50)).is_success
+    answer = client.post(PRECHECK, json=asked(org_id, service_type=None, credits=51))
+    detail = refused(answer, 402, "insufficient_credits")
+    assert (detail["required"], detail["remaining"]) == (51, 50)
+
+
+@pytest.mark.parametrize("user", ["u2", "somebody else"])
+def test_a_user_without_an_active_allocation_is_403(
+    client: httpx.Client, org_id: UUID, user: str
+) -> None:
+    refused(client.post(PRECHECK, json=asked(org_id, user_id=user)), 403, "no_allocation")
+
+
+def test_an_unknown_organization_is_404(client: httpx.Client, org_id: UUID) -> None:
+    assert uuid4() != org_id
+    refused(client.post(PRECHECK, json=asked(uuid4())), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({"service_type": "unheard_of"}, ["service_type", "credits"]),
+        ({"service_type": "llm", "variant": "gpt-1"}, ["service_type", "credits"]),
+        ({"service_type": None}, ["service_type", "credits"]),
+        ({"credits": 49}, ["credits"]),
+        ({"quantity": 10**12, "service_type": "market_analysis"}, None),
+        ({"quantity": str(10**12), "service_type": "market_analysis", "credits": 9}, ["credits"]),
+        ({"quantity": 0}, ["quantity"]),
+        ({"quantity": True}, ["quantity"]),
+        ({"quantity": "NaN"}, ["quantity"]),
+        ({"credits": 0}, ["credits"]),
+        ({"credits": 1.0}, ["credits"]),
+        ({"credits": 1_000_001}, ["credits"]),
+        ({"org_id": "not an id", "user_id": ""}, ["org_id", "user_id"]),
+        ({"user_id": "nul\0"}, ["user_id"]),
+        ({"user_id": "x" * 256}, ["user_id"]),
+        ({"user_id": "\ud800"}, ["user_id"]),
+        ({"request_id": "with space"}, ["request_id"]),
+        ({"request_id": "x" * 256}, ["request_id"]),
+        ({"hold_ttl_seconds": 0}, ["hold_ttl_seconds"]),
+        ({"quantitty": 2}, ["quantitty"]),
+    ],
+)
+def test_what_breaks_a_rule_is_422_with_the_fields(
+    client: httpx.Client, org_id: UUID, change: Json, fields: list[str] | None
+) -> None:
+    content = json.dumps(asked(org_id) | change)
+    answer = client.post(PRECHECK, content=content, headers={"Content-Type": "application/json"})
+    if fields is None:  # 150 credits x 10^12 is a price, and nobody's allocation
+        assert refused(answer, 402, "insufficient_credits")["required"] == 150 * 10**12
+        return
+    assert refused(answer, 422, "invalid_request")["fields"] == fields
+
+
+def test_a_price_beyond_what_one_request_can_cost_is_422(
+    client: httpx.Client, org_id: UUID, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            """
+            INSERT INTO service_prices
+                (service_type, credits, unit, position, effective_from)
+            VALUES ('moon_shot', 100000, 'request', 100, now() - interval '1 day')
+            """
+        )
+    answer = client.post(PRECHECK, json=asked(org_id, service_type="moon_shot", quantity=10**12))
+    assert refused(answer, 422, "invalid_request")["fields"] == ["quantity"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 60_000,
+        b'{"\\ud800": 1}',
+        b'{"credits": ' + b"9" * 5000 + b"}",
+    ],
+)
+def test_a_body_that_cannot_be_read_is_422(client: httpx.Client, content: bytes) -> None:
+    answer = client.post(PRECHECK, content=content, headers={"Content-Type": "application/json"})
+    assert refused(answer, 422, "invalid_request")["fields"]
+
+
+def test_a_body_of_another_content_type_is_422(client: httpx.Client, org_id: UUID) -> None:
+    answer = client.post(
+        PRECHECK, content=json.dumps(asked(org_id)), headers={"Content-Type": "text/plain"}
+    )
+    assert refused(answer, 422, "invalid_request")["fields"] == ["body"]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_over_the_limit_is_413(client: httpx.Client, announced: bool) -> None:
+    body = b" " * (MAX_BODY_BYTES + 1)
+    content = body if announced else iter([body[:1000], body[1000:]])
+    answer = client.post(PRECHECK, content=content, headers={"Content-Type": "application/json"})
+    refused(answer, 413, "body_too_large")
+    largest = client.post(PRECHECK, content=body[1:], headers={"Content-Type": "application/json"})
+    refused(largest, 422, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Bearer", "Bearer wrong", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN}x"],
+)
+@pytest.mark.parametrize("content", [b"{", b" " * (MAX_BODY_BYTES + 1)])
+def test_without_the_token_it_is_401_before_the_body_is_read(
+    anonymous: httpx.Client, authorization: str | None, content: bytes
+) -> None:
+    headers = {b"Content-Type": b"application/json"}
+    if authorization is not None:
+        headers[b"Authorization"] = authorization.encode()
+    answer = anonymous.post(PRECHECK, content=content, headers=headers)
+    refused(answer, 401, "not_authenticated")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("authorization", ["bearer ", "BEARER   "])
+def test_the_scheme_is_read_in_any_case(
+    client: httpx.Client, org_id: UUID, authorization: str
+) -> None:
+    headers = {b"Authorization": f"{authorization}{TOKEN}".encode()}
+    assert client.post(PRECHECK, json=asked(org_id), headers=headers).is_success
+
+
+@pytest.mark.parametrize("given", ["", "Bearer", "Bearer x"])
+def test_an_empty_setting_refuses_everybody(settings: Settings, org_id: UUID, given: str) -> None:
+    without_token = settings.model_copy(update={"service_token": SecretStr("")})
+    with serving(create_app(without_token)) as client:
+        answer = client.post(PRECHECK, json=asked(org_id), headers={"Authorization": given})
+    refused(answer, 401, "not_authenticated")
+
+
+def test_unknown_paths_and_methods_are_answered_in_shape(client: httpx.Client) -> None:
+    refused(client.get("/nowhere"), 404, "not_found")
+    refused(client.get(PRECHECK + "/"), 404, "not_found")
+    answer = client.get(PRECHECK)
+    refused(answer, 405, "method_not_allowed")
+    assert answer.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize("given", ["a", "A-z.0_9:", "x" * 128])
+def test_a_harmless_x_request_id_is_kept(client: httpx.Client, given: str) -> None:
+    for path in ("/livez", "/nowhere", PRECHECK):
+        answer = client.get(path, headers={"X-Request-ID": given})
+        assert answer.headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "a b", 'a"b', "ä", "a/b"])
+def test_any_other_x_request_id_is_replaced(client: httpx.Client, given: str) -> None:
+    answer = client.get("/livez", headers={b"X-Request-ID": given.encode()})
+    assert UUID(answer.headers["X-Request-ID"])
+
+
+def test_an_unforeseen_error_is_500_and_tells_nothing(
+    settings: Settings, empty_database_url: str
+) -> None:
+    broken = settings.model_copy(update={"database_url": SecretStr(empty_database_url)})
+    with serving(create_app(broken)) as client, capture_logs() as logs:
+        answer = client.post(PRECHECK, json=asked(uuid4()), headers={"X-Request-ID": "lost"})
+        assert refused(answer, 500, "internal_error")["request_id"] == "lost"
+        assert "service_prices" not in answer.text
+        assert client.get("/livez").is_success
+    (logged,) = (entry for entry in logs if entry["log_level"] == "error")
+    assert "service_prices" in str(logged["exc_info"])
+
+
+def test_health_needs_no_token(anonymous: httpx.Client) -> None:
+    assert anonymous.get("/livez").json() == {"status": "alive"}
+    assert anonymous.get("/readyz").json() == {"status": "ready"}
+
+
+def test_without_postgresql_it_lives_and_is_not_ready(settings: Settings) -> None:
+    away = SecretStr(f"postgresql://postgres@{LOOPBACK}:{free_port()}/metering")
+    with serving(create_app(settings.model_copy(update={"database_url": away}))) as client:
+        detail = refused(client.get("/readyz"), 503, "unavailable")
+        assert detail["away"] == ["postgresql"]
+        assert client.get("/livez").is_success
+        answer = client.post(PRECHECK, json=asked(uuid4()))
+        refused(answer, 503, "unavailable")
+        assert LOOPBACK not in answer.text
+
+
+def test_without_redis_it_is_not_ready_and_still_gates(settings: Settings, org_id: UUID) -> None:
+    away = SecretStr(f"redis://{LOOPBACK}:{free_port()}/0")
+    with serving(create_app(settings.model_copy(update={"redis_url": away}))) as client:
+        assert refused(client.get("/readyz"), 503, "unavailable")["away"] == ["redis"]
+        assert client.post(PRECHECK, json=asked(org_id)).is_success
+
+
+def test_a_server_that_does_not_answer_is_found_out_quickly(settings: Settings) -> None:
+    with socket.socket() as silent:
+        silent.bind((LOOPBACK, 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        hung = settings.model_copy(
+            update={
+                "database_url": SecretStr(f"postgresql://postgres@{LOOPBACK}:{port}/metering"),
+                "redis_url": SecretStr(f"redis://{LOOPBACK}:{port}/0"),
+            }
+        )
+        with serving(create_app(hung)) as client:
+            started = time.monotonic()
+            detail = refused(client.get("/readyz"), 503, "unavailable")
+            assert detail["away"] == ["postgresql", "redis"]
+            assert time.monotonic() - started < 4.5
+
+
+def test_the_openapi_document_names_the_gate(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    post = document["paths"][PRECHECK]["post"]
+    assert {"200", "401", "402", "403", "404", "413", "422", "503"} <= post["responses"].keys()
+    assert post["security"] == [{"service token": []}]
+    refused_as = post["responses"]["422"]["content"]["application/json"]["schema"]["$ref"]
+    assert refused_as.endswith("/Problem")
