@@ -14,6 +14,7 @@ import psutil
 
 LEFT_ALONE_SECONDS: Final = 30.0
 """How long a process that was stopped cleanly from outside stays down: somebody is at work."""
+SERVERS: Final = frozenset({"postgres", "valkey-server"})
 STACK_MARKER: Final = "LOOPNET_METERING_STACK"
 """Environment variable by which a stack recognizes its processes: its data directory."""
 MAX_RESTART_DELAY_SECONDS: Final = 5.0
@@ -119,18 +120,21 @@ class Child:
 
 def leftovers(directory: Path) -> list[psutil.Process]:
     """Processes that a stack on `directory` started and, being killed, could not stop."""
-    marked = {
+    found = {
         process.pid: process
         for process in psutil.process_iter()
-        if process.pid != os.getpid() and _marker(process) == str(directory)
+        if process.pid != os.getpid() and _belongs(process, directory)
     }
-    return [process for process in marked.values() if _parent(process) not in marked]
+    return [process for process in found.values() if _parent(process) not in found]
 
 
-def _marker(process: psutil.Process) -> str | None:
+def _belongs(process: psutil.Process, directory: Path) -> bool:
+    """Servers live in their data directory, and may overwrite the environment they were given."""
     with suppress(psutil.Error, OSError):
-        return process.environ().get(STACK_MARKER)
-    return None
+        if process.name() in SERVERS:
+            return Path(process.cwd()).is_relative_to(directory)
+        return process.environ().get(STACK_MARKER) == str(directory)
+    return False
 
 
 def _parent(process: psutil.Process) -> int | None:

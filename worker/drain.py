@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+import psycopg
 import structlog
 from redis import Redis
 from sqlalchemy import Connection
-from sqlalchemy.exc import InternalError, NotSupportedError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
 from ledger import deadletters
 from ledger.apply import apply_batch
 from ledger.clock import utc_now
 from ledger.database import Database, is_outage, run
 from ledger.decisions import Entry, Outcome
-from schema.errors import LedgerUnavailable
 from schema.settings import Settings
 from schema.wire import DRAIN_LOCK_CLASS
 from worker.stream import UsageStream
@@ -31,8 +31,8 @@ log = structlog.get_logger(__name__)
 MAX_PORTION_BYTES: Final = 16 * 1024 * 1024
 """Most payload that goes to PostgreSQL in one transaction."""
 
-_BROKEN_SCHEMA: Final = (ProgrammingError, NotSupportedError, InternalError)
-"""Errors of the installation, not of an event: nothing may be dead-lettered for them."""
+_INSTALLATION_FAULTS: Final = ("0A", "28", "3D", "3F", "42", "XX")
+"""Classes of SQLSTATE that speak of the installation: missing tables, rights, functions, bugs."""
 
 # The lock lives on the session that commits. The idle timeout ends the session of a frozen
 # process, and with it both its lock and its chance to commit.
@@ -184,7 +184,7 @@ def _halve(
     try:
         return _apply_twice(connection, entries)
     except Exception as error:
-        if is_outage(error) or isinstance(error, (*_BROKEN_SCHEMA, LedgerUnavailable)):
+        if is_outage(error) or _is_installation_fault(error):
             raise
         if len(entries) == 1:
             culprits.append((entries[0], error))
@@ -194,6 +194,13 @@ def _halve(
     outcome = _halve(connection, entries[:middle], culprits)
     outcome.add(_halve(connection, entries[middle:], culprits))
     return outcome
+
+
+def _is_installation_fault(error: Exception) -> bool:
+    """Whether PostgreSQL is not as we need it; nothing may be dead-lettered for that."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = cause.sqlstate if isinstance(cause, psycopg.Error) else None
+    return state is not None and state.startswith(_INSTALLATION_FAULTS)
 
 
 def _apply_twice(connection: Connection, entries: Sequence[Entry]) -> Outcome:

@@ -1,0 +1,90 @@
+"""Who is there: organizations by id or name, and the users who may spend their credits."""
+
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from ledger.database import Database, run
+from schema.errors import NotFound
+
+_BY_ID_OR_NAME: Final = """
+    SELECT id
+    FROM organizations
+    WHERE id = %(id)b OR name = %(name)b
+    ORDER BY id IS DISTINCT FROM %(id)b
+    LIMIT 1
+"""
+
+_NEWEST_TEST: Final = """
+    SELECT id, name
+    FROM organizations
+    WHERE is_test
+    ORDER BY created_at DESC, id
+    LIMIT 1
+"""
+
+_ALLOCATIONS: Final = """
+    SELECT user_id, allocated_credits
+    FROM user_credit_allocations
+    WHERE org_id = %(org_id)b AND is_active
+    ORDER BY user_id COLLATE "C"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """An organization and its unique name."""
+
+    id: UUID
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A user who may spend, and the credits allocated to them, used or not."""
+
+    user_id: str
+    allocated_credits: int
+
+
+def find_organization(database: Database, id_or_name: str) -> UUID:
+    """The id of the organization with this id or, failing that, this unique name.
+
+    Raises:
+        NotFound: there is none.
+        LedgerUnavailable: PostgreSQL does not answer.
+    """
+    with database.snapshot() as connection:
+        row = run(connection, _BY_ID_OR_NAME, id=_uuid(id_or_name), name=id_or_name).one_or_none()
+    if row is None:
+        raise NotFound(f"no organization with the id or name {id_or_name!r}")
+    found: UUID = row[0]
+    return found
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def newest_test_organization(database: Database) -> Organization | None:
+    """The test organization that was created last, or None if there is none.
+
+    Raises:
+        LedgerUnavailable: PostgreSQL does not answer.
+    """
+    with database.snapshot() as connection:
+        row = run(connection, _NEWEST_TEST).one_or_none()
+    return Organization(*row) if row else None
+
+
+def allocations_of(database: Database, org_id: UUID) -> list[Allocation]:
+    """The active allocations of an organization, ordered by user id.
+
+    Raises:
+        LedgerUnavailable: PostgreSQL does not answer.
+    """
+    with database.snapshot() as connection:
+        return [Allocation(*row) for row in run(connection, _ALLOCATIONS, org_id=org_id)]

@@ -1,0 +1,74 @@
+"""Test organizations: everything or nothing, and never billed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ledger.database import Database
+from ledger.organizations import TestOrganization, create_test_organization
+from ledger.reconcile import reconcile
+from schema.errors import Conflict
+from tests.integration.ledger.world import World, open_world
+
+
+@pytest.fixture
+def world(database: Database, database_url: str) -> Iterator[World]:
+    with open_world(database, database_url) as opened:
+        yield opened
+
+
+def document(**changes: Any) -> TestOrganization:
+    usual = {
+        "org_name": "acme",
+        "display_name": "Acme",
+        "subscription_plan": "hybrid",
+        "initial_credits": 1000,
+        "test_users": [
+            {"email": "ana@acme.example", "allocated_credits": 600, "role": "admin"},
+            {"email": "ben@acme.example", "allocated_credits": 0, "user_id": "kc-17"},
+        ],
+    }
+    return TestOrganization.model_validate(usual | changes)
+
+
+def test_it_is_made_whole(world: World) -> None:
+    created = create_test_organization(world.database, document(), actor="tester")
+    assert created.available_credits == 400
+    assert world.pool(created.org_id) == (1000, 600, 0)
+    assert world.allocations(created.org_id) == {"ana@acme.example": (600, 0)}
+    members = world.rows("organization_members", "user_id", "role", "email")
+    assert members == [
+        ("ana@acme.example", "admin", "ana@acme.example"),
+        ("kc-17", "member", "ben@acme.example"),
+    ]
+    assert world.rows("organizations", "name", "is_test") == [("acme", True)]
+    subscription = world.row("organization_subscriptions")
+    assert (subscription["subscription_plan"], subscription["monthly_price"]) == ("hybrid", 99)
+    assert world.rows("org_billing_history", "id") == []
+    assert reconcile(world.database).is_clean
+
+
+def test_a_name_is_taken_once(world: World) -> None:
+    create_test_organization(world.database, document(), actor="tester")
+    before = world.contents()
+    with pytest.raises(Conflict, match="acme"):
+        create_test_organization(world.database, document(), actor="tester")
+    assert world.contents() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"initial_credits": 599}, "allocated 600 credits"),
+        ({"initial_credits": -1}, "initial_credits"),
+        ({"subscription_plan": "gold"}, "subscription_plan"),
+        ({"org_name": " "}, "org_name"),
+        ({"colour": "red"}, "colour"),
+        ({"test_users": [{"email": "a@x.example"}, {"email": "a@x.example"}]}, "twice"),
+    ],
+)
+def test_a_bad_document_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        document(**changes)
