@@ -10,6 +10,7 @@ from schema.logs import configure_logs
 app = typer.Typer(
     name="metering",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
 

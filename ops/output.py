@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from schema.errors import MeteringError
@@ -34,7 +35,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
         )
         drawn.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in listed:
-        drawn.add_row(*(_cell(value) for value in row))
+        drawn.add_row(*(escape(_cell(value)) for value in row))
     return drawn
 
 
@@ -53,8 +54,8 @@ def errors_reported(*, as_json: bool) -> Iterator[None]:
         if as_json:
             typer.echo(json.dumps({"detail": error.as_detail()}, default=str), err=True)
         else:
-            aside.print(f"[red]error:[/] {error.message}", highlight=False, soft_wrap=True)
-            aside.print(f"[dim]{error.suggested_action}[/]", highlight=False, soft_wrap=True)
+            aside.print("[red]error:[/]", escape(error.message), highlight=False, soft_wrap=True)
+            aside.print(error.suggested_action, style="dim", markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         aside.print("interrupted")

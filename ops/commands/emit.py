@@ -75,7 +75,8 @@ def emit(
         if as_json:
             print_json(result)
         else:
-            console.print("  ".join(f"{name}: {value}" for name, value in result.items()))
+            text = "  ".join(f"{name}: {value}" for name, value in result.items())
+            console.print(text, markup=False, soft_wrap=True)
 
 
 def _json_object(text: str | None) -> Any:  # noqa: ANN401 - the event checks it

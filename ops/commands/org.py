@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.markup import escape
 
 from ledger.database import Database
 from ledger.organizations import CreatedOrganization, TestOrganization, create_test_organization
@@ -14,7 +15,7 @@ from ops.stackfile import DataDir, target_settings
 from schema.errors import ConfigurationError
 from schema.plans import PlanName
 
-app = typer.Typer(no_args_is_help=True, help="Make test organizations.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @app.callback()
@@ -84,7 +85,7 @@ def _user(text: str) -> dict[str, Any]:
 
 def _show(created: CreatedOrganization) -> None:
     console.print(
-        f"[green]created[/] {created.org_name}  {created.org_id}  "
+        f"[green]created[/] {escape(created.org_name)}  {created.org_id}  "
         f"{created.subscription_plan} ${created.monthly_price}/month (test, not billed)"
     )
     console.print(
