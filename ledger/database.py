@@ -16,6 +16,9 @@ APPLICATION_NAME: Final = "metering"
 CONNECT_TIMEOUT_SECONDS: Final = 5
 _AWAY: Final = OperationalError | InterfaceError | psycopg.OperationalError | psycopg.InterfaceError
 
+_NOT_MIGRATED: Final = ("42P01", "42703", "42883")
+"""Undefined table, column, function."""
+
 Rows = CursorResult[*tuple[Any, ...]]
 
 
@@ -56,11 +59,23 @@ def outages_named() -> Iterator[None]:
     except (DBAPIError, psycopg.Error, PoolTimeout) as error:
         if is_outage(error):
             raise LedgerUnavailable(f"PostgreSQL does not answer: {_cause(error)}") from error
+        if sqlstate(error) in _NOT_MIGRATED:
+            raise LedgerUnavailable(
+                "the database is not as this version needs it; 'python -m migrations upgrade' "
+                f"brings it there ({_cause(error)})"
+            ) from error
         raise
 
 
+def sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's five-character code of an error, if it is one of PostgreSQL's."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return cause.sqlstate if isinstance(cause, psycopg.Error) else None
+
+
 def _cause(error: Exception) -> str:
-    return str(error.orig if isinstance(error, DBAPIError) else error).strip()
+    text = str(error.orig if isinstance(error, DBAPIError) else error)
+    return text.partition("\n")[0].strip()
 
 
 class Database:

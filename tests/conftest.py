@@ -1,6 +1,7 @@
 """Real servers for every test: one PostgreSQL and one Valkey per run, a fresh database per test."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,12 @@ def _clean_environment() -> Iterator[None]:
             if name.startswith(PREFIX):
                 patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_works() -> None:
+    """A run in the background inherits that Ctrl-C is ignored; programs under test must not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -11,16 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-import psycopg
 import structlog
 from redis import Redis
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from ledger import deadletters
 from ledger.apply import apply_batch
 from ledger.clock import utc_now
-from ledger.database import Database, is_outage, run
+from ledger.database import Database, is_outage, run, sqlstate
 from ledger.decisions import Entry, Outcome
 from schema.settings import Settings
 from schema.wire import DRAIN_LOCK_CLASS
@@ -198,9 +196,7 @@ def _halve(
 
 def _is_installation_fault(error: Exception) -> bool:
     """Whether PostgreSQL is not as we need it; nothing may be dead-lettered for that."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    state = cause.sqlstate if isinstance(cause, psycopg.Error) else None
-    return state is not None and state.startswith(_INSTALLATION_FAULTS)
+    return (sqlstate(error) or "").startswith(_INSTALLATION_FAULTS)
 
 
 def _apply_twice(connection: Connection, entries: Sequence[Entry]) -> Outcome:
