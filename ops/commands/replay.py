@@ -12,9 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ledger.database import Database
 from ledger.directory import find_organization, newest_test_organization
-from ops.mapping import EventMapping, load_mapping, load_preset
 from ops.output import AsJson, aside, console, errors_reported, print_json, table
-from ops.replay import OUTAGE_SECONDS, Order, Replay, Report, Watch
+from ops.replays.mapping import EventMapping
+from ops.replays.mappingfile import load_mapping, load_preset
+from ops.replays.replay import OUTAGE_SECONDS, Order, Replay, Watch
+from ops.replays.report import Report
 from ops.stackfile import DataDir, target_settings
 from schema.errors import ConfigurationError
 

@@ -401,8 +401,9 @@ def test_a_charge_out_of_range_is_invalid(world: World, org: UUID) -> None:
         (b"\xff\xfe\x00 not UTF-8", "malformed"),
         (b'{"request_id": "' + b"x" * 10_000_000 + b'"}', "invalid"),
         (b"[" * 10_000_000, "malformed"),
+        (to_json({f"field-{number}": None for number in range(200)}), "invalid"),
     ],
-    ids=["NUL", "escaped NUL", "not UTF-8", "10 MB invalid", "10 MB malformed"],
+    ids=["NUL", "escaped NUL", "not UTF-8", "10 MB invalid", "10 MB malformed", "200 faults"],
 )
 def test_a_dead_letter_keeps_the_payload_byte_for_byte(
     world: World, payload: bytes, reason: str
