@@ -17,7 +17,10 @@ _DEDUCT: Final = text(
 )
 
 app = Celery("baseline", broker=os.environ.get("METERING_REDIS_URL"), set_as_current=False)
-app.conf.update(task_ignore_result=True, task_default_queue="idle", broker_pool_limit=10)
+# Late acknowledgement, since an event must not be lost with its worker.
+app.conf.update(
+    task_ignore_result=True, task_acks_late=True, task_default_queue="idle", broker_pool_limit=10
+)
 
 
 @cache

@@ -3,6 +3,8 @@
 Deciding event by event, in order, over balances held in memory gives by construction what one
 `deduct_credits()` call after the other would give; `ledger.apply` locks the rows that make those
 balances true and writes all decisions at once.
+
+Records that are made once per event are named tuples: they cost a third of a frozen dataclass.
 """
 
 from collections import Counter
@@ -10,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from schema.errors import DeadReason, EventError, MalformedEvent
@@ -27,8 +29,7 @@ Key = tuple[int, str]
 """An organization's id as a number, and a request or user id: compared by the million, so cheap."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry as it was found on a stream, or came from elsewhere."""
 
     payload: bytes
@@ -39,8 +40,7 @@ class Entry:
     """Why the entry around the payload is broken, where it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """What is already known of a request id."""
 
     fingerprint: bytes
@@ -62,8 +62,7 @@ class Balance:
         self.spent += credits
 
 
-@dataclass(frozen=True, slots=True)
-class Reported:
+class Reported(NamedTuple):
     """An entry that holds a readable event, with its price if it has one."""
 
     entry: Entry
@@ -76,8 +75,7 @@ class Reported:
     """Why it cannot be priced, where it cannot."""
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """An event to be charged to an allocation; `markup` is in USD."""
 
     report: Reported

@@ -11,6 +11,8 @@ from pydantic_core import to_json
 
 MAX_METADATA_BYTES: Final = 8192
 
+_NUL: Final = "must not contain a NUL character"
+
 _WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SECRET_WORDS = frozenset(
     {
@@ -57,20 +59,18 @@ def clean_metadata(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 def _clean_object(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     if "\0" in "".join(value):
-        raise ValueError("must not contain a NUL character")
+        raise ValueError(_NUL)
     return {key: _clean(item) for key, item in value.items() if not is_secret_key(key)}
 
 
 def _clean(value: JsonValue) -> JsonValue:
-    match value:
-        case str():
-            if "\0" in value:
-                raise ValueError("must not contain a NUL character")
-        case dict():
-            return _clean_object(value)
-        case list():
-            return [_clean(item) for item in value]
-        case float():
-            if not isfinite(value):
-                raise ValueError("must not contain infinite numbers or NaN")
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError(_NUL)
+    elif isinstance(value, dict):
+        return _clean_object(value)
+    elif isinstance(value, list):
+        return [_clean(item) for item in value]
+    elif isinstance(value, float) and not isfinite(value):
+        raise ValueError("must not contain infinite numbers or NaN")
     return value

@@ -34,8 +34,8 @@ class Finished:
 Metering = Callable[..., Finished]
 
 
-def clean_environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("METERING_")}
+def clean_environment(**settings: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("METERING_")} | settings
 
 
 def run_metering(*arguments: str, cwd: Path) -> Finished:
@@ -47,15 +47,18 @@ def run_metering(*arguments: str, cwd: Path) -> Finished:
 
 
 @contextmanager
-def stack_process(
-    cwd: Path, *options: str, stop_signal: signal.Signals = signal.SIGINT
-) -> Iterator["subprocess.Popen[str]"]:
+def stack_process(cwd: Path, *options: str, **settings: str) -> Iterator["subprocess.Popen[str]"]:
     """`metering up` in `cwd`, ready; stopped at the end unless it has ended already."""
     command = [sys.executable, "-m", "ops.cli", "up", "--port", str(free_port()), *options]
     log = cwd / "up.log"
     with log.open("a") as output:
         process = subprocess.Popen(
-            command, cwd=cwd, env=clean_environment(), stdout=output, stderr=output, text=True
+            command,
+            cwd=cwd,
+            env=clean_environment(**settings),
+            stdout=output,
+            stderr=output,
+            text=True,
         )
     try:
 
@@ -68,7 +71,7 @@ def stack_process(
         yield process
     finally:
         if process.poll() is None:
-            process.send_signal(stop_signal)
+            process.send_signal(signal.SIGINT)
             process.wait(60)
 
 

@@ -165,11 +165,26 @@ def test_ctrl_c_ends_everything(new_home: Path) -> None:
     assert not (new_home / ".metering" / "stack.json").exists()
 
 
+def test_servers_of_your_own_take_the_place_of_the_embedded_ones(
+    new_home: Path, empty_database_url: str, redis_url: str
+) -> None:
+    with stack_process(
+        new_home, METERING_DATABASE_URL=empty_database_url, METERING_REDIS_URL=redis_url
+    ):
+        stack = StackFile.read(new_home / ".metering")
+        assert stack is not None
+        assert stack.pids.keys() == {"supervisor", "worker", "beat", "api"}
+        assert (stack.database_url, stack.redis_url) == (empty_database_url, redis_url)
+        assert run_metering("reconcile", cwd=new_home).code == 0
+    assert not (new_home / ".metering" / "postgres").exists()
+
+
 def test_a_killed_stack_is_cleaned_up_by_the_next(new_home: Path) -> None:
     with stack_process(new_home) as process:
         process.kill()
         process.wait(60)
-    assert leftovers(new_home / ".metering")
+    names = {process.name() for process in leftovers(new_home / ".metering")}
+    assert {"postgres", "valkey-server"} <= names
     with stack_process(new_home):
         assert "left behind" in (new_home / "up.log").read_text()
     assert leftovers(new_home / ".metering") == []
