@@ -54,17 +54,19 @@ _ORGANIZATIONS: Final = """
 """
 
 _LOCK_ALLOCATIONS: Final = """
-    SELECT a.org_id, a.user_id, a.id, a.remaining_credits - a.held_credits
+    SELECT a.org_id, a.user_id, a.id, a.remaining_credits - a.held_credits, a.is_active
     FROM user_credit_allocations a
     JOIN unnest(%(org_ids)b::uuid[], %(user_ids)b::text[]) AS wanted (org_id, user_id)
         ON a.org_id = wanted.org_id AND a.user_id = wanted.user_id
-    WHERE a.is_active
     ORDER BY a.org_id, a.user_id
     FOR NO KEY UPDATE OF a
 """
 
 _KNOWN_REQUESTS: Final = """
-    SELECT r.org_id, r.request_id, r.fingerprint, r.state
+    SELECT
+        r.org_id, r.request_id,
+        r.fingerprint, r.state, r.user_id, r.service_type,
+        CASE WHEN r.state = 'held' THEN r.held_credits ELSE 0 END
     FROM usage_requests r
     JOIN unnest(%(org_ids)b::uuid[], %(request_ids)b::text[]) AS wanted (org_id, request_id)
         ON r.org_id = wanted.org_id AND r.request_id = wanted.request_id
@@ -97,11 +99,28 @@ _ATTRIBUTION_TYPES: Final = (
     "timestamptz", "timestamptz",
 )  # fmt: skip
 
+_SETTLE_HOLDS: Final = """
+    UPDATE usage_requests r
+    SET state = 'charged',
+        credits = settled.credits,
+        fingerprint = settled.fingerprint,
+        occurred_at = settled.occurred_at,
+        settled_at = %(now)b
+    FROM unnest(
+        %(org_ids)b::uuid[], %(request_ids)b::text[], %(credits)b::bigint[],
+        %(fingerprints)b::bytea[], %(occurred_at)b::timestamptz[]
+    ) AS settled (org_id, request_id, credits, fingerprint, occurred_at)
+    WHERE r.org_id = settled.org_id AND r.request_id = settled.request_id
+"""
+
 _SPEND: Final = """
     WITH spent AS (
         UPDATE user_credit_allocations a
-        SET used_credits = a.used_credits + spent.credits
-        FROM unnest(%(allocation_ids)b::uuid[], %(user_credits)b::bigint[]) AS spent (id, credits)
+        SET used_credits = a.used_credits + spent.credits,
+            held_credits = a.held_credits - spent.unheld
+        FROM unnest(
+            %(allocation_ids)b::uuid[], %(user_credits)b::bigint[], %(unheld)b::bigint[]
+        ) AS spent (id, credits, unheld)
         WHERE a.id = spent.id
     )
     UPDATE organization_credit_pools p
@@ -125,6 +144,14 @@ _DIE: Final = """
     ) AS dead (
         org_id, request_id, user_id, service_type, fingerprint, credits, reason, occurred_at
     )
+    ON CONFLICT (org_id, request_id) DO UPDATE
+    SET state = excluded.state,
+        fingerprint = excluded.fingerprint,
+        credits = excluded.credits,
+        reason = excluded.reason,
+        occurred_at = excluded.occurred_at,
+        settled_at = excluded.settled_at
+    WHERE usage_requests.state IN ('held', 'released', 'expired')
 """
 
 
@@ -181,8 +208,8 @@ def _lock_allocations(connection: Connection, reports: Sequence[Reported]) -> di
         user_ids=[event.user_id for event in events],
     )
     return {
-        (org_id.int, user_id): Balance(org_id, allocation_id, available)
-        for org_id, user_id, allocation_id, available in rows.fetchall()
+        (org_id.int, user_id): Balance(org_id, allocation_id, available, is_active)
+        for org_id, user_id, allocation_id, available, is_active in rows.fetchall()
     }
 
 
@@ -195,21 +222,35 @@ def _known_requests(connection: Connection, reports: Sequence[Reported]) -> dict
         request_ids=[event.request_id for event in events],
     )
     return {
-        (org_id.int, request_id): Seen(mark, state)
-        for org_id, request_id, mark, state in rows.fetchall()
+        (org_id.int, request_id): Seen(*known) for org_id, request_id, *known in rows.fetchall()
     }
 
 
 def _write_charges(connection: Connection, charges: Sequence[Charge], now: datetime) -> None:
     if charges:
-        requests = (_request_row(charge.report, now) for charge in charges)
+        _settle_holds(connection, [charge.report for charge in charges if charge.settles], now)
+        requests = (_request_row(charge.report, now) for charge in charges if not charge.settles)
         copy(connection, _CHARGED_REQUESTS, _REQUEST_TYPES, requests)
         attributions = (_attribution_row(charge, now) for charge in charges)
         copy(connection, _ATTRIBUTIONS, _ATTRIBUTION_TYPES, attributions)
 
 
+def _settle_holds(connection: Connection, reports: Sequence[Reported], now: datetime) -> None:
+    if reports:
+        run(
+            connection,
+            _SETTLE_HOLDS,
+            now=now,
+            org_ids=[report.event.org_id for report in reports],
+            request_ids=[report.event.request_id for report in reports],
+            credits=[report.credits for report in reports],
+            fingerprints=[report.fingerprint for report in reports],
+            occurred_at=[report.event.occurred_at for report in reports],
+        )
+
+
 def _write_balances(connection: Connection, balances: Iterable[Balance]) -> None:
-    touched = [balance for balance in balances if balance.spent]
+    touched = [balance for balance in balances if balance.spent or balance.unheld]
     if not touched:
         return
     by_organization: Counter[UUID] = Counter()
@@ -220,6 +261,7 @@ def _write_balances(connection: Connection, balances: Iterable[Balance]) -> None
         _SPEND,
         allocation_ids=[balance.allocation_id for balance in touched],
         user_credits=[balance.spent for balance in touched],
+        unheld=[balance.unheld for balance in touched],
         org_ids=list(by_organization),
         org_credits=list(by_organization.values()),
     )

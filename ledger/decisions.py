@@ -25,6 +25,8 @@ MAX_AHEAD: Final = timedelta(minutes=5)
 MAX_CHARGE: Final = 2**53
 """Most credits of one request: beyond this JavaScript callers could not read the figure."""
 
+OPEN_STATES: Final = frozenset({"held", "released", "expired"})
+
 Key = tuple[int, str]
 """An organization's id as a number, and a request or user id: compared by the million, so cheap."""
 
@@ -45,21 +47,38 @@ class Seen(NamedTuple):
 
     fingerprint: bytes
     state: str
+    user_id: str = ""
+    service_type: str = ""
+    held: int = 0
+    """Credits that are set aside for it right now."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is only a hold so far, which an event settles."""
+        return self.state in OPEN_STATES
 
 
 @dataclass(slots=True)
 class Balance:
-    """An active allocation: credits its user can still spend, and those this batch spends."""
+    """An allocation: credits its user can still spend, and what this batch does to them."""
 
     org_id: UUID
     allocation_id: UUID
     available: int
+    """What is left beside all holds."""
+    is_active: bool = True
     spent: int = 0
+    unheld: int = 0
 
     def spend(self, credits: int) -> None:
         """Take credits that are available."""
         self.available -= credits
         self.spent += credits
+
+    def unhold(self, credits: int) -> None:
+        """Make credits available that were set aside for the request at hand."""
+        self.available += credits
+        self.unheld += credits
 
 
 class Reported(NamedTuple):
@@ -81,6 +100,8 @@ class Charge(NamedTuple):
     report: Reported
     allocation_id: UUID
     markup: Decimal
+    settles: bool = False
+    """Whether the request has a row already, from its hold."""
 
     @property
     def credits(self) -> int:
@@ -206,7 +227,7 @@ def decide(
         reports: readable events, in the order in which they were sent.
         seen: the request ids of this batch that the ledger knows already.
         organizations: the known organizations of this batch, by id number, and the plan of each.
-        balances: the active allocations of this batch's users.
+        balances: the allocations of this batch's users.
         now: the time of the decision.
         verdicts: where the decisions go.
     """
@@ -214,16 +235,17 @@ def decide(
     for report in reports:
         event = report.event
         known = seen.get(report.request_key)
-        if known is not None:
-            if _is_same_request(report, known):
-                verdicts.duplicates += 1
-            else:
-                detail = f"request id {event.request_id} was used for another request"
-                verdicts.deaths.append(
-                    Death(report.entry, DeadReason.REQUEST_ID_CONFLICT, detail, report)
-                )
+        if known is not None and not known.is_open and _is_same_request(report, known):
+            verdicts.duplicates += 1
+            continue
+        if known is not None and not _is_settled_by(report, known):
+            detail = f"request id {event.request_id} was used for another request"
+            conflict = Death(report.entry, DeadReason.REQUEST_ID_CONFLICT, detail, report)
+            verdicts.deaths.append(conflict)
             continue
         balance = balances.get(report.user_key)
+        if known is not None and balance is not None:
+            balance.unhold(known.held)
         refusal = (
             _refused_by_time_or_place(event, organizations, oldest, latest)
             or report.refusal
@@ -241,7 +263,17 @@ def decide(
             if event.api_cost
             else Decimal(0)
         )
-        verdicts.charges.append(Charge(report, balance.allocation_id, added))
+        settles = known is not None
+        verdicts.charges.append(Charge(report, balance.allocation_id, added, settles))
+
+
+def _is_settled_by(report: Reported, known: Seen) -> bool:
+    """Whether the event is what a hold was for; its price is known better now than then."""
+    event = report.event
+    return known.is_open and (known.user_id, known.service_type) == (
+        event.user_id,
+        event.service_type,
+    )
 
 
 def _is_same_request(report: Reported, known: Seen) -> bool:
@@ -273,7 +305,7 @@ def _refused_for_credits(
     report: Reported, balance: Balance | None
 ) -> tuple[DeadReason, str] | None:
     event, credits = report.event, report.credits
-    if balance is None:
+    if balance is None or not balance.is_active:
         return (
             DeadReason.NO_ALLOCATION,
             f"No credit allocation found for user {event.user_id} in org {event.org_id}",

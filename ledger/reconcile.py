@@ -107,6 +107,26 @@ _ALLOCATION_USED = Check(
     """,
 )
 
+_ALLOCATION_HELD = Check(
+    "allocations.held",
+    "I2",
+    "an allocation's held credits are the sum of its open holds",
+    """
+    SELECT
+        format('allocation of %%s in org %%s', l.user_id, l.org_id),
+        l.held_credits::text,
+        coalesce(h.credits, 0)::text
+    FROM user_credit_allocations l
+    LEFT JOIN (
+        SELECT org_id, user_id, sum(held_credits) AS credits
+        FROM usage_requests
+        WHERE state = 'held'
+        GROUP BY org_id, user_id
+    ) h ON h.org_id = l.org_id AND h.user_id = l.user_id
+    WHERE l.held_credits <> coalesce(h.credits, 0)
+    """,
+)
+
 _ATTRIBUTION_OWNER = Check(
     "attributions.owner",
     "I2",
@@ -183,6 +203,7 @@ CHECKS: Final = (
     _CHARGED_ONCE,
     _DEAD_KEPT,
     _ALLOCATION_USED,
+    _ALLOCATION_HELD,
     _ATTRIBUTION_OWNER,
     _POOL_USED,
     _POOL_TOTAL,

@@ -4,7 +4,7 @@ import logging
 
 import typer
 
-from ops.commands import demo, emit, org, reconcile, replay, status, up
+from ops.commands import demo, emit, holds, org, reconcile, replay, status, up
 from schema.logs import configure_logs
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(emit.emit)
 app.command()(replay.replay)
 app.command()(status.status)
 app.command()(reconcile.reconcile)
+app.command()(holds.holds)
 app.command()(demo.demo)
 
 

@@ -5,10 +5,9 @@ import os
 import random
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 from uuid import UUID, uuid4
 
 import httpx
@@ -32,6 +31,7 @@ from schema.settings import Settings
 from schema.wire import EVENT_FIELD, shard_of, stream_name
 from worker import stream
 
+PRECHECK: Final = "/api/v1/precheck"
 OPERATIONS: Final = 600
 SECONDS_PER_OPERATION: Final = 0.012
 DUPLICATE_RATE: Final = 0.04
@@ -90,9 +90,13 @@ def run_demo(stack: Stack, settings: Settings, token: str, tell: Tell) -> Story:
     tell("making an organization with three users")
     organization = create_test_organization(database, ORGANIZATION, actor="demo")
     tally = Tally()
-    with stack.watched(), UsageProducer(settings) as producer, stream.connect(settings) as client:
-        tell(f"simulating {OPERATIONS} operations: check, run, report; a worker dies halfway")
-        gate = _gate(stack.file.api_url, token, organization.org_id)
+    with (
+        stack.watched(),
+        UsageProducer(settings) as producer,
+        stream.connect(settings) as client,
+        closing(Gate(stack.file.api_url, token, organization.org_id)) as gate,
+    ):
+        tell(f"simulating {OPERATIONS} operations: hold, run, report or release")
         users = [user.user_id for user in organization.users]
         started = time.monotonic()
         for number, operation in enumerate(operations(users, OPERATIONS)):
@@ -120,43 +124,65 @@ def _story(
         by_service=reports.usage_by_service(database, org_id),
         dead_letters=reports.dead_letters_by_reason(database, org_id),
         report=reconcile(database),
-        accounted=set(outcomes) == tally.reported
-        and Counter(outcomes.values()).keys() <= {"charged", "dead"},
+        accounted=_accounted(outcomes, tally),
     )
 
 
-def _gate(api_url: str, token: str, org_id: UUID) -> Callable[[Operation], bool]:
-    client = httpx.Client(base_url=api_url, headers={"Authorization": f"Bearer {token}"})
+def _accounted(outcomes: dict[str, str], tally: Tally) -> bool:
+    """Reported requests are charged or dead, the others that were held are released."""
+    settled = {name for name, state in outcomes.items() if state in ("charged", "dead")}
+    released = [name for name, state in outcomes.items() if state == "released"]
+    return settled == tally.reported and len(released) == tally.failed == len(outcomes) - len(
+        settled
+    )
 
-    def allowed(operation: Operation) -> bool:
-        body: dict[str, Any] = {
-            "org_id": str(org_id),
+
+class Gate:
+    """LoopNet's side of the pre-check: ask before each operation, release after a failure."""
+
+    def __init__(self, api_url: str, token: str, org_id: UUID) -> None:
+        headers = {"Authorization": f"Bearer {token}"}
+        self._client = httpx.Client(base_url=api_url, headers=headers)
+        self._org_id = str(org_id)
+
+    def allows(self, operation: Operation) -> bool:
+        """Whether the operation may run; its credits are then held."""
+        body = {
+            "org_id": self._org_id,
             "user_id": operation.user_id,
             "service_type": operation.kind.service_type,
             "variant": operation.kind.variant,
             "quantity": str(operation.quantity),
             "request_id": operation.request_id,
         }
-        answer = client.post("/api/v1/precheck", json=body)
+        answer = self._client.post(PRECHECK, json=body)
         if answer.status_code not in (httpx.codes.OK, httpx.codes.PAYMENT_REQUIRED):
             raise Unavailable(f"the gate answered {answer.status_code}: {answer.text}")
         return answer.is_success
 
-    return allowed
+    def release(self, operation: Operation) -> None:
+        """Give the held credits back."""
+        path = f"{PRECHECK}/{operation.request_id}"
+        self._client.delete(path, params={"org_id": self._org_id}).raise_for_status()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
 
 
 def _play(
     operation: Operation,
     org_id: UUID,
-    allowed: Callable[[Operation], bool],
+    gate: Gate,
     producer: UsageProducer,
     tally: Tally,
 ) -> None:
     tally.operations += 1
-    if not allowed(operation):
+    if not gate.allows(operation):
         tally.denied += 1
         return
     if not operation.succeeds:
+        gate.release(operation)
         tally.failed += 1
         return
     tally.succeeded += 1

@@ -1,10 +1,10 @@
 """Usage event, version 1: fields, rules, JSON form and fingerprint (contract.md §1)."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import jiter
@@ -19,7 +19,6 @@ from pydantic import (
     StrictInt,
     ValidationError,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from schema.errors import InvalidEvent, MalformedEvent
@@ -34,6 +33,9 @@ _PATTERNS_IN_WORDS: Final = {
 }
 MAX_CREDITS: Final = 1_000_000
 MAX_QUANTITY: Final = Decimal(10**12)
+_EARLIEST: Final = datetime(2, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(9998, 12, 31, tzinfo=UTC)
+"""Times beyond these cannot be told in every time zone."""
 
 
 def _iso_8601(value: object) -> object:
@@ -49,11 +51,17 @@ def _not_boolean(value: object) -> object:
     return value
 
 
-def _text(min_length: int, max_length: int) -> FieldInfo:
-    """Text that PostgreSQL can store: it refuses NUL characters."""
-    return cast(
-        "FieldInfo", Field(min_length=min_length, max_length=max_length, pattern=_NO_NUL_PATTERN)
-    )
+RequestId = Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
+UserId = Annotated[str, Field(min_length=1, max_length=255, pattern=_NO_NUL_PATTERN)]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=_NO_NUL_PATTERN)]
+Variant = Annotated[str, Field(max_length=100, pattern=_NO_NUL_PATTERN)]
+Quantity = Annotated[
+    Decimal,
+    Field(gt=0, le=MAX_QUANTITY, max_digits=38, allow_inf_nan=False),
+    BeforeValidator(_not_boolean),
+]
+Credits = Annotated[StrictInt, Field(ge=1, le=MAX_CREDITS)]
+"""Field types of events and of the requests that precede them; texts are fit for PostgreSQL."""
 
 
 class UsageEvent(BaseModel):
@@ -68,18 +76,14 @@ class UsageEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
+    request_id: RequestId
     org_id: UUID
-    user_id: Annotated[str, _text(1, 255)]
-    service_type: Annotated[str, _text(1, 100)]
-    service_name: Annotated[str, _text(0, 200)] | None = None
-    variant: Annotated[str, _text(0, 100)] | None = None
-    quantity: Annotated[
-        Decimal,
-        Field(gt=0, le=MAX_QUANTITY, max_digits=38, allow_inf_nan=False),
-        BeforeValidator(_not_boolean),
-    ] = Decimal(1)
-    credits: Annotated[StrictInt, Field(ge=1, le=MAX_CREDITS)] | None = None
+    user_id: UserId
+    service_type: Name
+    service_name: Annotated[str, Field(max_length=200, pattern=_NO_NUL_PATTERN)] | None = None
+    variant: Variant | None = None
+    quantity: Quantity = Decimal(1)
+    credits: Credits | None = None
     api_cost: (
         Annotated[
             Decimal,
@@ -89,12 +93,14 @@ class UsageEvent(BaseModel):
         | None
     ) = None
     key_source: KeySource = KeySource.MANAGED
-    occurred_at: Annotated[AwareDatetime, BeforeValidator(_iso_8601)]
+    occurred_at: Annotated[
+        AwareDatetime, Field(ge=_EARLIEST, le=_LATEST), BeforeValidator(_iso_8601)
+    ]
     metadata: Annotated[dict[str, JsonValue], AfterValidator(clean_metadata)] = Field(
         default_factory=dict
     )
-    source: Annotated[str, _text(1, 100)] = "loopnet"
-    traceparent: Annotated[str, _text(0, 255)] | None = None
+    source: Name = "loopnet"
+    traceparent: Annotated[str, Field(max_length=255, pattern=_NO_NUL_PATTERN)] | None = None
 
     @classmethod
     def of(cls, **fields: Any) -> "UsageEvent":  # noqa: ANN401 - the fields are checked here
@@ -163,7 +169,7 @@ class Clues:
 
 
 class _Request(BaseModel):
-    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
+    request_id: RequestId
 
 
 class _Organization(BaseModel):
@@ -171,11 +177,11 @@ class _Organization(BaseModel):
 
 
 class _User(BaseModel):
-    user_id: Annotated[str, _text(1, 255)]
+    user_id: UserId
 
 
 class _Service(BaseModel):
-    service_type: Annotated[str, _text(1, 100)]
+    service_type: Name
 
 
 def clues_in(payload: bytes) -> Clues:

@@ -2,7 +2,6 @@
 
 import re
 from functools import lru_cache
-from itertools import pairwise
 from math import isfinite
 from typing import Final
 
@@ -11,34 +10,39 @@ from pydantic_core import to_json
 
 MAX_METADATA_BYTES: Final = 8192
 
+MAX_METADATA_DEPTH: Final = 64
+MAX_INTEGER_BITS: Final = 1024
+"""Deeper or longer than this, parsers of other systems give up."""
+
+_TOO_DEEP: Final = f"must not be nested deeper than {MAX_METADATA_DEPTH} levels"
 _NUL: Final = "must not contain a NUL character"
 
-_WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_SECRET_WORDS = frozenset(
-    {
-        "apikey", "authorization", "cookie", "credential", "credentials", "passphrase",
-        "passwd", "password", "passwords", "pwd", "secret", "secrets", "ssn",
-    }
+_WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_SECRET_WORDS: Final = frozenset({"bearer", "cookie", "cookies", "jwt", "pwd", "ssn", "ssns"})
+_SECRET_INFIXES: Final = (
+    "accesskey", "apikey", "authorization", "credential", "passphrase", "passwd", "password",
+    "privatekey",
 )  # fmt: skip
-_SECRET_PAIRS = frozenset({("api", "key"), ("access", "key"), ("private", "key")})
-_SECRET_ENDINGS = ("token", "password", "secret", "apikey", "passwd")
+_SECRET_ENDINGS: Final = (
+    "auth", "secret", "secrets", "ssn", "ssns", "token", "tokenvalue",
+    "accesstokens", "apitokens", "authtokens", "bearertokens", "refreshtokens", "sessiontokens",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
 def is_secret_key(key: str) -> bool:
     """Whether a metadata key names a secret.
 
-    Keys are read word by word, whatever their case style: `apiKey`, `X-API-KEY` and
-    `user_password` are secret; `total_tokens` and `token_count` are figures and stay.
+    Case style and digits do not matter: `apiKeys`, `X-API-KEY`, `user_password` and `token_1` are
+    secret; `total_tokens` and `token_count` are figures and stay.
     """
     words = [word.lower() for word in _WORDS.findall(key)]
-    if not words:
-        return False
+    run_together = "".join(words)
     return (
-        words[-1].endswith(_SECRET_ENDINGS)
-        or words == ["auth"]
-        or not _SECRET_WORDS.isdisjoint(words)
-        or not _SECRET_PAIRS.isdisjoint(pairwise(words))
+        not _SECRET_WORDS.isdisjoint(words)
+        or run_together.endswith(_SECRET_ENDINGS)
+        or any(infix in run_together for infix in _SECRET_INFIXES)
+        or any(word.endswith("secret") for word in words)
     )
 
 
@@ -47,30 +51,37 @@ def clean_metadata(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
     Raises:
         ValueError: it holds what PostgreSQL's `jsonb` cannot (NUL characters, infinite numbers),
-            or is longer than `MAX_METADATA_BYTES` of JSON.
+            or exceeds one of the limits above.
     """
     if not metadata:
         return metadata
-    cleaned = _clean_object(metadata)
+    cleaned = _clean_object(metadata, MAX_METADATA_DEPTH)
     if len(to_json(cleaned)) > MAX_METADATA_BYTES:
         raise ValueError(f"must not be longer than {MAX_METADATA_BYTES} bytes of JSON")
     return cleaned
 
 
-def _clean_object(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+def _clean_object(value: dict[str, JsonValue], levels: int) -> dict[str, JsonValue]:
+    if levels == 0:
+        raise ValueError(_TOO_DEEP)
     if "\0" in "".join(value):
         raise ValueError(_NUL)
-    return {key: _clean(item) for key, item in value.items() if not is_secret_key(key)}
+    return {key: _clean(item, levels) for key, item in value.items() if not is_secret_key(key)}
 
 
-def _clean(value: JsonValue) -> JsonValue:
+def _clean(value: JsonValue, levels: int) -> JsonValue:
     if isinstance(value, str):
         if "\0" in value:
             raise ValueError(_NUL)
     elif isinstance(value, dict):
-        return _clean_object(value)
+        return _clean_object(value, levels - 1)
     elif isinstance(value, list):
-        return [_clean(item) for item in value]
-    elif isinstance(value, float) and not isfinite(value):
-        raise ValueError("must not contain infinite numbers or NaN")
+        if levels == 1:
+            raise ValueError(_TOO_DEEP)
+        return [_clean(item, levels - 1) for item in value]
+    elif isinstance(value, float):
+        if not isfinite(value):
+            raise ValueError("must not contain infinite numbers or NaN")
+    elif isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
+        raise ValueError(f"must not contain integers of more than {MAX_INTEGER_BITS} bits")
     return value

@@ -229,7 +229,7 @@ credit_usage_attribution = Table(
     Column("quantity", Numeric, nullable=False, server_default=text("1")),
     _usd("api_cost", 14, 6),
     _usd("markup_applied", 14, 6),
-    Column("total_cost", Numeric(14, 6), Computed("api_cost + markup_applied", persisted=True)),
+    Column("total_cost", Numeric(15, 6), Computed("api_cost + markup_applied", persisted=True)),
     _word("key_source", "managed"),
     Column("request_id", String(255), nullable=False),
     Column("request_metadata", JSONB, nullable=False, server_default=text("'{}'")),
@@ -254,7 +254,17 @@ usage_requests = Table(
     Column("occurred_at", DateTime(timezone=True), nullable=False),
     _created_at(),
     Column("settled_at", DateTime(timezone=True)),
+    Column("held_credits", BigInteger),
+    Column("hold_expires_at", DateTime(timezone=True)),
     PrimaryKeyConstraint("org_id", "request_id"),
+    Index(
+        "usage_requests_due_holds_idx",
+        "hold_expires_at",
+        postgresql_where=text("state = 'held'"),
+    ),
+    CheckConstraint(
+        "state <> 'held' OR (held_credits > 0 AND hold_expires_at IS NOT NULL)", name="held"
+    ),
     _one_of("state", "held", "charged", "released", "expired", "dead", "discarded"),
     CheckConstraint("state <> 'charged' OR credits > 0", name="charged_credits"),
     CheckConstraint("(state IN ('dead', 'discarded')) = (reason IS NOT NULL)", name="dead_reason"),

@@ -16,6 +16,7 @@ CONSUMER: Final = "drain"
 CELERY_QUEUE: Final = "metering"
 TASK_DRAIN: Final = "usage.drain"
 TASK_SWEEP: Final = "usage.sweep"
+TASK_EXPIRE_HOLDS: Final = "credits.expire_holds"
 
 STREAM_PREFIX: Final = "metering:usage:"
 

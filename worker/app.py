@@ -11,9 +11,10 @@ from celery.signals import setup_logging
 
 from schema.logs import configure_logs
 from schema.settings import Settings, load_settings
-from schema.wire import CELERY_QUEUE, TASK_SWEEP
+from schema.wire import CELERY_QUEUE, TASK_EXPIRE_HOLDS, TASK_SWEEP
 
 SWEEP_SECONDS: Final = 1.0
+EXPIRE_HOLDS_SECONDS: Final = 10.0
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
@@ -41,6 +42,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
                 "task": TASK_SWEEP,
                 "schedule": SWEEP_SECONDS,
                 "options": {"expires": 2 * SWEEP_SECONDS},
+            },
+            "expire overdue holds": {
+                "task": TASK_EXPIRE_HOLDS,
+                "schedule": EXPIRE_HOLDS_SECONDS,
+                "options": {"expires": EXPIRE_HOLDS_SECONDS},
             },
         },
         "beat_max_loop_interval": SWEEP_SECONDS,

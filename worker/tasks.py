@@ -8,10 +8,12 @@ import stamina
 import structlog
 from redis.exceptions import RedisError
 
+from ledger import holds
+from ledger.clock import utc_now
 from ledger.database import Database
 from schema.errors import LedgerUnavailable
 from schema.settings import Settings, load_settings
-from schema.wire import TASK_DRAIN, TASK_SWEEP, wake_key
+from schema.wire import TASK_DRAIN, TASK_EXPIRE_HOLDS, TASK_SWEEP, wake_key
 from worker.app import SWEEP_SECONDS, app
 from worker.drain import Drain
 from worker.stream import connect, inspect
@@ -30,11 +32,14 @@ def _settings() -> Settings:
 
 
 @cache
+def _database() -> Database:
+    """This process's database; made after the fork, so that no connection is shared."""
+    return Database.of(_settings(), pool_size=1, application_name="metering worker")
+
+
+@cache
 def _drain() -> Drain:
-    """This process's drain; made after the fork, so that no connection is shared."""
-    settings = _settings()
-    database = Database.of(settings, pool_size=1, application_name="metering drain")
-    return Drain(settings, database, connect(settings))
+    return Drain(_settings(), _database(), connect(_settings()))
 
 
 @app.task(name=TASK_DRAIN)
@@ -70,3 +75,15 @@ def sweep() -> None:
                     drain.apply_async((shard,), expires=TOKEN_EXPIRES_SECONDS)
     except RedisError as error:
         log.warning("sweep found Redis away", error=str(error)[:500])
+
+
+@app.task(name=TASK_EXPIRE_HOLDS)
+def expire_holds() -> None:
+    """Give back the credits of holds whose time is over."""
+    try:
+        expired = holds.expire(_database(), utc_now())
+    except LedgerUnavailable as error:
+        log.warning("holds not expired", error=str(error)[:500])
+        return
+    if expired:
+        log.warning("holds expired without an event", holds=expired)

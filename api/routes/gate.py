@@ -1,22 +1,19 @@
-"""`POST /api/v1/precheck`: may this user run this operation now? (contract.md §4, row 19)."""
+"""`/api/v1/precheck`: may this user run this operation now? (contract.md §4, rows 19 and 20)."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from api.errors import documented
 from api.identity import ServiceRoute, service_scheme
 from api.resources import LedgerDatabase
-from ledger import gate
+from ledger import gate, holds
 from ledger.clock import utc_now
-from schema.events import MAX_CREDITS, MAX_QUANTITY, REQUEST_ID_PATTERN
-
-MAX_HOLD_SECONDS: Final = 86_400
-_NO_NUL: Final = r"\A[^\x00]*\z"
+from schema.events import Credits, Name, Quantity, RequestId, UserId, Variant
 
 router = APIRouter(
     prefix="/api/v1",
@@ -26,10 +23,7 @@ router = APIRouter(
 )
 
 
-def _not_boolean(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
+HoldSeconds = Annotated[StrictInt, Field(ge=holds.MIN_SECONDS, le=holds.MAX_SECONDS)]
 
 
 class PrecheckRequest(BaseModel):
@@ -38,18 +32,14 @@ class PrecheckRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     org_id: UUID
-    user_id: Annotated[str, Field(min_length=1, max_length=255, pattern=_NO_NUL)]
-    service_type: Annotated[str, Field(min_length=1, max_length=100, pattern=_NO_NUL)] | None = None
-    variant: Annotated[str, Field(max_length=100, pattern=_NO_NUL)] | None = None
-    quantity: Annotated[
-        Decimal,
-        Field(gt=0, le=MAX_QUANTITY, max_digits=38, allow_inf_nan=False),
-        BeforeValidator(_not_boolean),
-    ] = Decimal(1)
-    credits: Annotated[StrictInt, Field(ge=1, le=MAX_CREDITS)] | None = None
-    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)] | None = None
+    user_id: UserId
+    service_type: Name | None = None
+    variant: Variant | None = None
+    quantity: Quantity = Decimal(1)
+    credits: Credits | None = None
+    request_id: RequestId | None = None
     hold: bool = True
-    hold_ttl_seconds: Annotated[StrictInt, Field(ge=1, le=MAX_HOLD_SECONDS)] | None = None
+    hold_ttl_seconds: HoldSeconds = holds.DEFAULT_SECONDS
 
     def operation(self) -> gate.Operation:
         """What the ledger is asked about."""
@@ -57,29 +47,64 @@ class PrecheckRequest(BaseModel):
 
 
 class PrecheckAnswer(BaseModel):
-    """The operation may run. It is advice: `hold` is false, and no credits are set aside for it.
+    """The operation may run, and unless it was asked as advice its credits are set aside.
 
-    `credits` is what it will cost, `remaining_credits` what the user can spend before it.
+    `credits` is what it will cost, `remaining_credits` what the user can spend before it,
+    `held_credits` what is set aside for it until `expires_at`.
     """
 
     allowed: Literal[True] = True
     request_id: str
     credits: int
     remaining_credits: int
-    hold: Literal[False] = False
-    held_credits: Literal[0] = 0
+    hold: bool
+    held_credits: int = 0
     expires_at: datetime | None = None
 
 
-@router.post("/precheck", responses=documented(401, 402, 403, 404, 413, 422, 503))
+@router.post("/precheck", responses=documented(401, 402, 403, 404, 409, 413, 422, 503))
 def precheck(body: PrecheckRequest, database: LedgerDatabase) -> PrecheckAnswer:
-    """Price an operation and say whether the user's credits cover it; 402 and 403 say why not.
+    """Price an operation and set its credits aside; 402 and 403 say why it may not run.
 
-    Carry the `request_id` of the answer on to the usage event. Asking again changes nothing.
+    Carry the `request_id` of the answer on to the usage event, which settles the hold. Asking
+    again with the same request id answers the same hold. `hold: false` asks for advice only.
     """
-    advice = gate.check(database, body.org_id, body.user_id, body.operation(), utc_now())
-    return PrecheckAnswer(
-        request_id=body.request_id or str(uuid4()),
-        credits=advice.credits,
-        remaining_credits=advice.remaining,
+    request_id = body.request_id or str(uuid4())
+    if not body.hold:
+        advice = gate.check(database, body.org_id, body.user_id, body.operation(), utc_now())
+        return PrecheckAnswer(
+            request_id=request_id,
+            credits=advice.credits,
+            remaining_credits=advice.remaining,
+            hold=False,
+        )
+    lasts = timedelta(seconds=body.hold_ttl_seconds)
+    placed = holds.place(
+        database, body.org_id, body.user_id, body.operation(), request_id, lasts, utc_now()
     )
+    return PrecheckAnswer(
+        request_id=request_id,
+        credits=placed.credits,
+        remaining_credits=placed.available,
+        hold=True,
+        held_credits=placed.credits,
+        expires_at=placed.expires_at,
+    )
+
+
+class ReleaseAnswer(BaseModel):
+    """The hold is gone, and its credits are the user's to spend again."""
+
+    released: Literal[True] = True
+    request_id: str
+
+
+@router.delete("/precheck/{request_id}", responses=documented(401, 404, 409, 422, 503))
+def release(
+    request_id: RequestId,
+    org_id: UUID,
+    database: LedgerDatabase,
+) -> ReleaseAnswer:
+    """Give a hold's credits back, because the operation failed; doing so twice is harmless."""
+    holds.release(database, org_id, request_id, utc_now())
+    return ReleaseAnswer(request_id=request_id)

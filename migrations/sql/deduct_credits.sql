@@ -17,9 +17,13 @@ DECLARE
     v_request usage_requests%ROWTYPE;
     v_allocation user_credit_allocations%ROWTYPE;
     v_available bigint;
+    v_held bigint := 0;
 BEGIN
     IF p_credits_used IS NULL OR p_credits_used <= 0 THEN
         RAISE EXCEPTION 'Credits must be positive: %', coalesce(p_credits_used::text, 'null');
+    END IF;
+    IF v_request_id !~ '^[A-Za-z0-9_.:-]{1,255}$' THEN
+        RAISE EXCEPTION 'Invalid request id: 1 to 255 of A-Z a-z 0-9 . _ : - are allowed';
     END IF;
 
     -- The pool row is the organization's mutex and always comes first: drains lock in this order.
@@ -29,15 +33,18 @@ BEGIN
     FROM usage_requests
     WHERE org_id = p_org_id AND request_id = v_request_id;
     IF FOUND THEN
-        IF v_request.fingerprint <> v_fingerprint THEN
+        IF v_request.state IN ('held', 'released', 'expired') THEN
+            -- A hold is an estimate: user and service make it the same request, not the credits.
+            IF (v_request.user_id, v_request.service_type) <> (p_user_id, p_service_type) THEN
+                RAISE EXCEPTION 'Request id conflict: % was used for another request',
+                    v_request_id;
+            END IF;
+        ELSIF v_request.fingerprint <> v_fingerprint THEN
             RAISE EXCEPTION 'Request id conflict: % was used for another request', v_request_id;
-        END IF;
-        IF v_request.state = 'charged' THEN
+        ELSIF v_request.state = 'charged' THEN
             RETURN true;
-        END IF;
-        IF v_request.state = 'discarded'
-            OR v_request.state = 'dead'
-            AND v_request.reason NOT IN ('insufficient_credits', 'no_allocation')
+        ELSIF v_request.state = 'discarded'
+            OR v_request.reason NOT IN ('insufficient_credits', 'no_allocation')
         THEN
             RAISE EXCEPTION 'Request % is %: %', v_request_id, v_request.state, v_request.reason;
         END IF;
@@ -50,13 +57,19 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'No credit allocation found for user % in org %', p_user_id, p_org_id;
     END IF;
-    v_available := v_allocation.remaining_credits - v_allocation.held_credits;
+    -- Gates change holds under the lock of the allocation, so the request is read again.
+    SELECT held_credits INTO v_held
+    FROM usage_requests
+    WHERE org_id = p_org_id AND request_id = v_request_id AND state = 'held';
+    v_held := coalesce(v_held, 0);
+    v_available := v_allocation.remaining_credits - v_allocation.held_credits + v_held;
     IF v_available < p_credits_used THEN
         RAISE EXCEPTION 'Insufficient credits: % available, % needed', v_available, p_credits_used;
     END IF;
 
     UPDATE user_credit_allocations
-    SET used_credits = used_credits + p_credits_used
+    SET used_credits = used_credits + p_credits_used,
+        held_credits = held_credits - v_held
     WHERE id = v_allocation.id;
 
     UPDATE organization_credit_pools
@@ -81,7 +94,11 @@ BEGIN
         p_credits_used, now(), now()
     )
     ON CONFLICT (org_id, request_id) DO UPDATE
-    SET state = 'charged', credits = excluded.credits, reason = NULL, settled_at = now();
+    SET state = 'charged',
+        credits = excluded.credits,
+        fingerprint = excluded.fingerprint,
+        reason = NULL,
+        settled_at = now();
 
     UPDATE dead_letters
     SET state = 'charged', resolved_at = now()

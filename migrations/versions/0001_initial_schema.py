@@ -406,7 +406,7 @@ def upgrade() -> None:
         ),
         sa.Column(
             "total_cost",
-            sa.Numeric(precision=14, scale=6),
+            sa.Numeric(precision=15, scale=6),
             sa.Computed("api_cost + markup_applied", persisted=True),
             nullable=True,
         ),

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -104,7 +105,9 @@ def org_id(database_url: str) -> UUID:
 
 
 def asked(org_id: UUID, **fields: object) -> Json:
-    return {"org_id": str(org_id), "user_id": "u1", "service_type": "company_enrichment"} | fields
+    """Advice on a company enrichment, unless `fields` say otherwise."""
+    usual = {"org_id": str(org_id), "user_id": "u1", "service_type": "company_enrichment"}
+    return usual | {"hold": False} | fields
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> Json:
@@ -132,19 +135,51 @@ def test_an_operation_that_is_covered_is_allowed(client: httpx.Client, org_id: U
     }
 
 
-def test_advice_holds_nothing_whatever_is_asked(
+def test_advice_holds_nothing(client: httpx.Client, org_id: UUID, database_url: str) -> None:
+    answer = client.post(PRECHECK, json=asked(org_id)).raise_for_status().json()
+    assert (answer["hold"], answer["held_credits"], answer["expires_at"]) == (False, 0, None)
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT FROM usage_requests").rowcount == 0
+
+
+def test_a_hold_is_the_default_and_counts_for_others(client: httpx.Client, org_id: UUID) -> None:
+    body = asked(org_id, request_id="op-1", hold_ttl_seconds=60)
+    del body["hold"]
+    answer = client.post(PRECHECK, json=body).raise_for_status().json()
+    assert answer["hold"] is True
+    assert (answer["credits"], answer["held_credits"], answer["remaining_credits"]) == (50, 50, 50)
+    left = datetime.fromisoformat(answer["expires_at"]) - datetime.now(UTC)
+    assert timedelta(seconds=30) < left <= timedelta(seconds=60)
+    again = client.post(PRECHECK, json=body).raise_for_status().json()
+    assert again == answer
+    detail = refused(client.post(PRECHECK, json=asked(org_id)), 402, "insufficient_credits")
+    assert (detail["required"], detail["remaining"]) == (50, 0)
+
+
+def test_a_released_hold_is_free_again(client: httpx.Client, org_id: UUID) -> None:
+    client.post(PRECHECK, json=asked(org_id, hold=True, request_id="op-1")).raise_for_status()
+    for _ in range(2):
+        answer = client.delete(f"{PRECHECK}/op-1", params={"org_id": str(org_id)})
+        assert answer.json() == {"released": True, "request_id": "op-1"}
+    assert client.post(PRECHECK, json=asked(org_id)).status_code == 200
+
+
+def test_a_request_id_stands_for_one_operation(client: httpx.Client, org_id: UUID) -> None:
+    client.post(PRECHECK, json=asked(org_id, hold=True, request_id="op-1")).raise_for_status()
+    other = asked(org_id, hold=True, request_id="op-1", service_type="contact_lookup")
+    refused(client.post(PRECHECK, json=other), 409, "conflict")
+
+
+def test_only_what_is_held_can_be_released(
     client: httpx.Client, org_id: UUID, database_url: str
 ) -> None:
-    for hold in (True, False):
-        body = asked(org_id, hold=hold, hold_ttl_seconds=60)
-        answer = client.post(PRECHECK, json=body).raise_for_status().json()
-        assert (answer["hold"], answer["held_credits"], answer["expires_at"]) == (False, 0, None)
-    with psycopg.connect(database_url) as connection:
-        row = connection.execute(
-            "SELECT sum(held_credits) FROM user_credit_allocations WHERE org_id = %s", (org_id,)
-        )
-        assert row.fetchone() == (10,)
-        assert connection.execute("SELECT FROM usage_requests").rowcount == 0
+    unknown = client.delete(f"{PRECHECK}/nothing", params={"org_id": str(org_id)})
+    refused(unknown, 404, "not_found")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("SELECT deduct_credits(%s, 'u1', 10, 'x', NULL, 'charged-1')", (org_id,))
+    charged = client.delete(f"{PRECHECK}/charged-1", params={"org_id": str(org_id)})
+    refused(charged, 409, "conflict")
+    refused(client.delete(f"{PRECHECK}/op-1"), 422, "invalid_request")
 
 
 def test_a_request_id_is_made_where_none_is_given(client: httpx.Client, org_id: UUID) -> None:
@@ -333,14 +368,22 @@ def test_any_other_x_request_id_is_replaced(client: httpx.Client, given: str) ->
 def test_an_unforeseen_error_is_500_and_tells_nothing(
     settings: Settings, empty_database_url: str
 ) -> None:
+    migrations.upgrade(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        # A view of the same name whose credits are no numbers.
+        connection.execute("ALTER TABLE service_prices RENAME TO hidden_prices")
+        connection.execute(
+            "CREATE VIEW service_prices AS SELECT service_type, variant, 'secret' AS credits,"
+            " unit, effective_from, position FROM hidden_prices"
+        )
     broken = settings.model_copy(update={"database_url": SecretStr(empty_database_url)})
     with serving(create_app(broken)) as client, capture_logs() as logs:
         answer = client.post(PRECHECK, json=asked(uuid4()), headers={"X-Request-ID": "lost"})
         assert refused(answer, 500, "internal_error")["request_id"] == "lost"
-        assert "service_prices" not in answer.text
+        assert "secret" not in answer.text
         assert client.get("/livez").is_success
     (logged,) = (entry for entry in logs if entry["log_level"] == "error")
-    assert "service_prices" in str(logged["exc_info"])
+    assert isinstance(logged["exc_info"], TypeError)
 
 
 def test_health_needs_no_token(anonymous: httpx.Client) -> None:

@@ -105,6 +105,8 @@ def test_a_charge_writes_one_request_in_state_charged(world: World, org: UUID) -
         "occurred_at": NOW - timedelta(hours=3),
         "created_at": NOW,
         "settled_at": NOW,
+        "held_credits": None,
+        "hold_expires_at": None,
     }
 
 
@@ -296,6 +298,8 @@ def test_a_readable_event_that_cannot_be_charged_is_dead_with_its_reason(
         "occurred_at": reported.occurred_at,
         "created_at": NOW,
         "settled_at": NOW,
+        "held_credits": None,
+        "hold_expires_at": None,
     }
     assert world.rows("credit_usage_attribution", "id") == []
     assert world.allocations(org) == {"ada": (100, 0)}

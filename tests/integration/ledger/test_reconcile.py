@@ -12,6 +12,7 @@ SPOILED = {
     "requests.charged": "DELETE FROM usage_requests WHERE request_id = 'paid'",
     "requests.dead": "UPDATE dead_letters SET state = 'discarded'",
     "allocations.used": "UPDATE user_credit_allocations SET used_credits = used_credits + 1",
+    "allocations.held": "UPDATE user_credit_allocations SET held_credits = 5",
     "attributions.owner": "UPDATE credit_usage_attribution SET user_id = 'eve'",
     "pools.used": "UPDATE organization_credit_pools SET used_credits = used_credits - 1",
     "pools.total": "UPDATE organization_credit_pools SET total_credits = total_credits + 1",

@@ -753,3 +753,11 @@ def test_a_user_is_seen_in_all_organizations(world: World) -> None:
         (second, "member", 0, 0, 0),
         (outside, None, 5, 0, 5),
     }
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "a\nb", "ä", "x" * 300])
+def test_a_direct_call_refuses_a_bad_request_id(world: World, request_id: str) -> None:
+    org_id = world.organization(pool=100, allocations={"ada": 100})
+    with pytest.raises(psycopg.errors.RaiseException, match="Invalid request id"):
+        world.deduct(org_id, request_id)
+    assert world.rows("usage_requests", "request_id") == []

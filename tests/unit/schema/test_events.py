@@ -370,7 +370,7 @@ def test_an_event_comes_back_from_its_json_as_it_was(fields: dict[str, Any]) -> 
     assert received.to_json() == sent.to_json()
 
 
-@pytest.mark.parametrize("depth", [1, 50, 150])
+@pytest.mark.parametrize("depth", [1, 50, 60])
 def test_nested_metadata_comes_back_from_json(depth: int) -> None:
     sent = event(metadata=nested(depth))
     assert parse_event(sent.to_json()) == sent
@@ -493,3 +493,8 @@ def test_no_two_of_many_short_triples_share_a_fingerprint() -> None:
     texts = ["1", ":", "a", "11", "1:", ":1", "1:1", "1:a", "a1", "11:"]
     all_triples = {(u, s, c) for u in texts for s in texts for c in (None, 1, 11, 111)}
     assert len({fingerprint(*triple) for triple in all_triples}) == len(all_triples)
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_times_that_have_no_utc_are_refused(moment: str) -> None:
+    assert "occurred_at" in refusal(occurred_at=moment)

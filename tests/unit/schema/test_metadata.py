@@ -1,6 +1,8 @@
 """Metadata: secrets go at every depth, figures stay, and 8 KiB is the limit (contract.md §1)."""
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final
 
 import pytest
@@ -168,3 +170,42 @@ def test_numbers_that_json_lacks_are_refused_at_every_depth(number: float) -> No
 def test_a_lone_surrogate_is_refused(metadata: dict[str, JsonValue]) -> None:
     with pytest.raises(ValueError, match="surrogates not allowed"):
         clean_metadata(metadata)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "api_keys", "apiKeys", "passWord", "access_tokens", "token1", "token_1", "token_value",
+        "SSNs", "sSN", "x_auth", "cookies", "jwt", "bearer", "clientSecret", "db-credentials",
+    ],
+)  # fmt: skip
+def test_odd_spellings_are_secret_too(key: str) -> None:
+    assert is_secret_key(key)
+
+
+@pytest.mark.parametrize("key", ["secretary", "tokens", "prompt_tokens", "tokenizer", "author"])
+def test_words_that_only_look_alike_stay(key: str) -> None:
+    assert not is_secret_key(key)
+
+
+@pytest.mark.parametrize(
+    ("nest", "levels", "fits"),
+    [
+        (lambda inner: {"a": inner}, 63, True),
+        (lambda inner: {"a": inner}, 64, False),
+        (lambda inner: [inner], 63, True),
+        (lambda inner: [inner], 64, False),
+    ],
+)
+def test_depth_has_a_limit(nest: Callable[[Any], Any], levels: int, fits: bool) -> None:
+    value: Any = 1
+    for _ in range(levels):
+        value = nest(value)
+    with nullcontext() if fits else pytest.raises(ValueError, match="nested"):
+        clean_metadata({"a": value})
+
+
+def test_integers_have_a_limit() -> None:
+    assert clean_metadata({"a": 2**1024 - 1})
+    with pytest.raises(ValueError, match="bits"):
+        clean_metadata({"a": 2**1024})
