@@ -1,11 +1,12 @@
 """What a batch of events does to the ledger: charges, dead letters, duplicates, balances."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from decimal import Decimal
 from threading import Barrier
+from time import monotonic
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -570,6 +571,55 @@ def test_an_unpriced_request_stays_dead_when_it_comes_again_after_the_price(
 
 
 # Concurrency
+
+
+def wait_until_blocked(world: World) -> None:
+    """Wait for a session that waits for one of our locks."""
+    deadline = monotonic() + 10
+    while not world.sql.execute("SELECT FROM pg_locks WHERE NOT granted").rowcount:
+        assert monotonic() < deadline, "nobody waits for a lock"
+
+
+def apply_one(world: World, org_id: UUID) -> None:
+    world.apply(event(org_id))
+
+
+def deduct_one(world: World, org_id: UUID) -> None:
+    with psycopg.connect(world.sql.info.dsn, password=world.sql.info.password) as other:
+        other.execute("SELECT deduct_credits(%s, 'ada', 10, 'contact_lookup')", (org_id,))
+
+
+@pytest.mark.parametrize("act", [apply_one, deduct_one])
+def test_the_pool_is_locked_before_its_allocations(
+    world: World, org: UUID, act: Callable[[World, UUID], None]
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with world.sql.transaction():
+            world.sql.execute("SELECT FROM organization_credit_pools FOR UPDATE")
+            acting = pool.submit(act, world, org)
+            wait_until_blocked(world)
+            world.sql.execute("SELECT FROM user_credit_allocations FOR UPDATE NOWAIT")
+        acting.result(timeout=30)
+    assert world.pool(org) == (1000, 100, 10)
+
+
+def test_pools_are_locked_in_the_order_of_their_organizations(world: World) -> None:
+    *others, first = sorted((world.organization() for _ in range(6)), reverse=True)
+    for org_id in [*others, first]:  # the order in which they lie in the table is the opposite
+        world.sql.execute("SELECT add_credits_to_pool(%s, 100)", (org_id,))
+        world.allocate(org_id, "ada", 100)
+    with ThreadPoolExecutor(1) as pool:
+        with world.sql.transaction():
+            world.sql.execute(
+                "SELECT FROM organization_credit_pools WHERE org_id = %s FOR UPDATE", (first,)
+            )
+            applying = pool.submit(world.apply, *map(event, [*others, first]))
+            wait_until_blocked(world)
+            world.sql.execute(
+                "SELECT FROM organization_credit_pools WHERE org_id = ANY(%s) FOR UPDATE NOWAIT",
+                (others,),
+            )
+        assert applying.result(timeout=30) == Outcome(charged=6, credits=60)
 
 
 def test_overlapping_batches_and_direct_calls_charge_each_request_once(
