@@ -176,6 +176,7 @@ class Stack:
             for child in group:
                 if not child.wait_stopped():
                     self._tell(f"{child.name} did not stop in time and was killed")
+        end(leftovers(self.directory))  # a server that somebody else has started again
         (self.directory / FILE_NAME).unlink(missing_ok=True)
 
 

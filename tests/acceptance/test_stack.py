@@ -165,6 +165,21 @@ def test_ctrl_c_ends_everything(new_home: Path) -> None:
     assert not (new_home / ".metering" / "stack.json").exists()
 
 
+def test_a_server_that_somebody_started_again_ends_with_the_stack(new_home: Path) -> None:
+    with stack_process(new_home):
+        stack = StackFile.read(new_home / ".metering")
+        assert stack is not None
+        server = psutil.Process(stack.pids["valkey"])
+        program, directory = server.exe(), server.cwd()
+        server.terminate()
+        server.wait(30)
+        configuration = str(Path(directory) / "valkey.conf")
+        other = psutil.Popen([program, configuration], cwd=directory, start_new_session=True)
+        assert other.is_running()
+    assert other.wait(30) == 0
+    assert leftovers(new_home / ".metering") == []
+
+
 def test_servers_of_your_own_take_the_place_of_the_embedded_ones(
     new_home: Path, empty_database_url: str, redis_url: str
 ) -> None:
