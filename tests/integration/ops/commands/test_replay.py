@@ -115,7 +115,7 @@ def test_ctrl_c_ends_the_command_in_words(settings: Settings, redis: Redis, tmp_
         until(lambda: stream.total_depth(redis, settings.shards) == 40, "sending")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=DEADLINE_SECONDS)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "interrupted: " in errors
     assert "Traceback" not in errors
 
