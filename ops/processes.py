@@ -14,6 +14,7 @@ import psutil
 
 LEFT_ALONE_SECONDS: Final = 30.0
 """How long a process that was stopped cleanly from outside stays down: somebody is at work."""
+POLL_SECONDS: Final = 0.05
 SERVERS: Final = frozenset({"postgres", "valkey-server"})
 STACK_MARKER: Final = "LOOPNET_METERING_STACK"
 """Environment variable by which a stack recognizes its processes: its data directory."""
@@ -31,7 +32,7 @@ class Child:
     log_path: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
-    stop_timeout_seconds: float = 20.0
+    stop_timeout_seconds: float = 10.0
     popen_options: Mapping[str, object] = field(default_factory=dict)
     is_back: Callable[[], bool] = lambda: False
     """Whether somebody else has started it meanwhile."""
@@ -39,6 +40,7 @@ class Child:
     _started_at: float = 0.0
     _down_since: float | None = None
     _crashes: int = 0
+    _stop_by: float = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -100,16 +102,17 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def ask_to_stop(self) -> None:
-        """Send its stop signal, if it runs."""
+        """Send its stop signal, if it runs; its time to stop begins now."""
+        self._stop_by = time.monotonic() + self.stop_timeout_seconds
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(self.stop_signal)
 
     def wait_stopped(self) -> bool:
-        """Wait for its end; kill it after its timeout. False if it had to be killed."""
+        """Wait for its end; kill it when its time is over. False if it had to be killed."""
         if self.process is None:
             return True
         try:
-            self.process.wait(self.stop_timeout_seconds)
+            self.process.wait(max(0.0, self._stop_by - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._reap_orphans()
             self.process.wait()
@@ -149,8 +152,26 @@ def end(processes: Sequence[psutil.Process], timeout_seconds: float = 20.0) -> N
         with suppress(psutil.NoSuchProcess):
             fast_shutdown = process.name() == "postgres"
             process.send_signal(signal.SIGINT if fast_shutdown else signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, timeout=timeout_seconds)
+    alive = _still_alive(processes, timeout_seconds)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(alive, timeout=timeout_seconds)
+    _still_alive(alive, timeout_seconds)
+
+
+def _still_alive(
+    processes: Sequence[psutil.Process], timeout_seconds: float
+) -> list[psutil.Process]:
+    """Those that have not ended in time; one that its parent has yet to reap has ended."""
+    deadline = time.monotonic() + timeout_seconds
+    while alive := [process for process in processes if _is_alive(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    return alive
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
