@@ -4,7 +4,7 @@ import logging
 
 import typer
 
-from ops.commands import demo, emit, holds, org, reconcile, replay, status, up
+from ops.commands import demo, emit, holds, org, prices, reconcile, replay, status, up
 from schema.logs import configure_logs
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(replay.replay)
 app.command()(status.status)
 app.command()(reconcile.reconcile)
 app.command()(holds.holds)
+app.add_typer(prices.app, name="prices")
 app.command()(demo.demo)
 
 
