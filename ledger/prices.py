@@ -5,8 +5,7 @@ is applied.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, Self
 
@@ -20,9 +19,6 @@ from schema.prices import Price, PriceBook
 
 LATEST: Final = datetime(9998, 12, 31, tzinfo=UTC)
 """Times beyond it cannot be told in every time zone."""
-MAX_PREVIEW_DAYS: Final = 3660
-_ALWAYS: Final = datetime(1, 1, 2, tzinfo=UTC)
-
 _BOOK: Final = """
     SELECT service_type, variant, credits, unit, effective_from, position FROM service_prices
 """
@@ -37,36 +33,7 @@ _ADD: Final = """
     )
 """
 
-# An era is the time between two changes of the book; `starts` are where they begin.
-_USED: Final = """
-    SELECT DISTINCT service_type, variant, width_bucket(occurred_at, %(starts)b::timestamptz[])
-    FROM credit_usage_attribution
-    WHERE occurred_at > %(since)b AND occurred_at <= %(until)b
-"""
-
-# Credits that the book does not explain were stated by the caller, and no price changes them.
-_REPRICED: Final = """
-    SELECT
-        used.service_type,
-        count(*),
-        count(change.new_price),
-        sum(used.credits_used),
-        sum(coalesce(ceil(change.new_price * used.quantity), used.credits_used)) AS changed
-    FROM credit_usage_attribution used
-    LEFT JOIN unnest(
-        %(services)b::text[], %(variants)b::text[], %(eras)b::int[],
-        %(old_prices)b::numeric[], %(new_prices)b::numeric[]
-    ) AS change (service_type, variant, era, old_price, new_price)
-        ON used.service_type = change.service_type
-        AND used.variant IS NOT DISTINCT FROM change.variant
-        AND width_bucket(used.occurred_at, %(starts)b::timestamptz[]) = change.era
-        AND used.credits_used = ceil(change.old_price * used.quantity)
-    WHERE used.occurred_at > %(since)b AND used.occurred_at <= %(until)b
-    GROUP BY used.service_type
-    ORDER BY used.service_type
-"""
-
-_Key = tuple[str, str | None]
+Key = tuple[str, str | None]
 
 
 class PriceChange(BaseModel):
@@ -102,57 +69,20 @@ class NewPrice(PriceChange):
     effective_from: Annotated[AwareDatetime, Field(le=LATEST)] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ServicePreview:
-    """The usage of one service, in credits: as it was charged, and under changed prices."""
-
-    service_type: str
-    requests: int
-    repriced: int
-    """How many of the requests the change concerns."""
-    charged: int
-    changed: int
-
-    @property
-    def difference(self) -> int:
-        """Credits that the change adds, negative where it saves."""
-        return self.changed - self.charged
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What changed prices would have made of the usage after `since`, up to `until`."""
-
-    since: datetime
-    until: datetime
-    services: Sequence[ServicePreview]
-
-    @property
-    def total(self) -> ServicePreview:
-        """All services together."""
-        return ServicePreview(
-            "total",
-            requests=sum(service.requests for service in self.services),
-            repriced=sum(service.repriced for service in self.services),
-            charged=sum(service.charged for service in self.services),
-            changed=sum(service.changed for service in self.services),
-        )
-
-
 def book(connection: Connection) -> PriceBook:
     """All versions of all prices, read in the transaction of the caller."""
-    return PriceBook(_versions(connection))
+    return PriceBook(versions_in(connection))
 
 
 def listing(database: Database, at: datetime) -> list[Price]:
     """The row in force at a time for each service and variant, followed by those to come."""
     with database.snapshot() as connection:
-        versions = _versions(connection)
-    in_force: dict[_Key, Price] = {}
+        versions = versions_in(connection)
+    in_force: dict[Key, Price] = {}
     coming: list[Price] = []
     for price in sorted(versions, key=lambda p: p.effective_from):
         if price.effective_from <= at:
-            in_force[_key(price)] = price
+            in_force[key_of(price)] = price
         else:
             coming.append(price)
     listed = [*in_force.values(), *coming]
@@ -176,7 +106,7 @@ def set_price(database: Database, new: NewPrice, now: datetime) -> Price:
         )
     with database.transaction() as connection:
         run(connection, _LOCK)
-        added = _next_version(new, effective_from.astimezone(UTC), _versions(connection))
+        added = _next_version(new, effective_from.astimezone(UTC), versions_in(connection))
         run(
             connection,
             _ADD,
@@ -190,36 +120,13 @@ def set_price(database: Database, new: NewPrice, now: datetime) -> Price:
     return added
 
 
-def preview(
-    database: Database, changes: Sequence[PriceChange], days: int, now: datetime
-) -> Preview:
-    """Price the usage of the last days as if `changes` had been in force all along.
-
-    Nothing is written. Usage whose credits were stated by the caller keeps them.
-
-    Raises:
-        InvalidRequest: no change, two of one price, one of a service without prices, or bad days.
-        LedgerUnavailable: PostgreSQL does not answer.
-    """
-    if not 1 <= days <= MAX_PREVIEW_DAYS:
-        raise InvalidRequest(f"days: must be from 1 to {MAX_PREVIEW_DAYS}", fields=["days"])
-    window = {"since": now - timedelta(days=days), "until": now}
-    with database.snapshot() as connection:
-        versions = _versions(connection)
-        _check(changes, versions)
-        starts = sorted({price.effective_from for price in versions})
-        used = [tuple(row) for row in run(connection, _USED, starts=starts, **window)]
-        prices = _changed_prices(versions, changes, starts, used)
-        rows = run(connection, _REPRICED, starts=starts, **prices, **window)
-        services = [ServicePreview(name, *map(int, figures)) for name, *figures in rows]
-    return Preview(services=services, **window)
-
-
-def _versions(connection: Connection) -> list[Price]:
+def versions_in(connection: Connection) -> list[Price]:
+    """All versions of all prices, in no order, read in the transaction of the caller."""
     return [Price(*row) for row in run(connection, _BOOK)]
 
 
-def _key(price: Price | PriceChange) -> _Key:
+def key_of(price: Price | PriceChange) -> Key:
+    """What the versions of one price have in common."""
     return price.service_type, price.variant
 
 
@@ -242,59 +149,14 @@ def _next_version(new: NewPrice, effective_from: datetime, versions: Sequence[Pr
         new.credits,
         new.unit or of_service[-1].unit,
         effective_from,
-        _position(new, versions),
+        position_of(new, versions),
     )
 
 
-def _position(change: PriceChange, versions: Sequence[Price]) -> int:
+def position_of(change: PriceChange, versions: Sequence[Price]) -> int:
     """Where its other versions stand, or behind all others."""
-    same = [price.position for price in versions if _key(price) == _key(change)]
+    same = [price.position for price in versions if key_of(price) == key_of(change)]
     return min(same, default=max((price.position + 1 for price in versions), default=0))
-
-
-def _check(changes: Sequence[PriceChange], versions: Sequence[Price]) -> None:
-    if not changes:
-        raise InvalidRequest("changes: give at least one", fields=["changes"])
-    known = {price.service_type for price in versions}
-    seen: set[_Key] = set()
-    for change in changes:
-        if change.service_type not in known:
-            raise InvalidRequest(
-                f"changes: {change.service_type} is not in the price book: its usage was charged "
-                "by the credits that came with it",
-                fields=["changes"],
-            )
-        if _key(change) in seen:
-            raise InvalidRequest(f"changes: {change.name} is given twice", fields=["changes"])
-        seen.add(_key(change))
-
-
-def _changed_prices(
-    versions: Sequence[Price],
-    changes: Sequence[PriceChange],
-    starts: Sequence[datetime],
-    used: Sequence[tuple[str, str | None, int]],
-) -> dict[str, list[Any]]:
-    """Old and new price of all usage that the changes concern, as columns."""
-    changed_keys = {_key(change) for change in changes}
-    changed = [
-        Price(*_key(change), change.credits, "", _ALWAYS, _position(change, versions))
-        for change in changes
-    ]
-    before = PriceBook(versions)
-    after = PriceBook([*changed, *(p for p in versions if _key(p) not in changed_keys)])
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("services", "variants", "eras", "old_prices", "new_prices")
-    }
-    for service_type, variant, era in used:
-        at = starts[era - 1] if era else _ALWAYS
-        old = before.price_of(service_type, variant, at)
-        new = after.price_of(service_type, variant, at)
-        if old and new and _key(new) in changed_keys:
-            row = (service_type, variant, era, old.credits, new.credits)
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-    return columns
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:

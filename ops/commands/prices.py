@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ledger import prices
+from ledger import prices, repricing
 from ledger.clock import utc_now
 from ledger.database import Database
-from ledger.prices import NewPrice, Preview, PriceChange, ServicePreview
+from ledger.prices import NewPrice, PriceChange
+from ledger.repricing import Preview, ServicePreview
 from ops.output import AsJson, console, errors_reported, print_json, table
 from ops.stackfile import DataDir, target_settings
 from schema.errors import ConfigurationError
@@ -107,7 +108,8 @@ def preview(
         typer.Option(metavar="SERVICE[/VARIANT]=CREDITS", help="Another price; may be repeated."),
     ],
     days: Annotated[
-        int, typer.Option(min=1, max=prices.MAX_PREVIEW_DAYS, help="Days of usage to price again.")
+        int,
+        typer.Option(min=1, max=repricing.MAX_PREVIEW_DAYS, help="Days of usage to price."),
     ] = 30,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -116,7 +118,7 @@ def preview(
     with errors_reported(as_json=as_json):
         changes = [_change(text) for text in change]
         with closing(Database.of(target_settings(data_dir), pool_size=1)) as database:
-            found = prices.preview(database, changes, days, utc_now())
+            found = repricing.preview(database, changes, days, utc_now())
         if as_json:
             print_json(_report(found))
             return

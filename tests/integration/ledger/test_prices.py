@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ledger import holds, prices
+from ledger import holds, prices, repricing
 from ledger.clock import utc_now
 from ledger.database import Database
 from ledger.gate import Operation
-from ledger.prices import NewPrice, PriceChange, ServicePreview
+from ledger.prices import NewPrice, PriceChange
 from ledger.reconcile import reconcile
+from ledger.repricing import ServicePreview
 from schema.errors import Conflict, InvalidRequest
 from schema.events import MAX_CREDITS, MAX_QUANTITY
 from schema.prices import BOOK_OPENS, INITIAL_PRICES, Price, PriceBook, credits_for
@@ -60,7 +61,7 @@ def previewed(
     """The preview's services; no row may differ after it."""
     before = world.contents()
     asked = [PriceChange.of(service_type=s, variant=v, credits=c) for s, v, c in changes]
-    found = prices.preview(world.database, asked, days, now)
+    found = repricing.preview(world.database, asked, days, now)
     assert world.contents() == before
     assert (found.since, found.until) == (now - timedelta(days=days), now)
     return list(found.services)
@@ -240,7 +241,7 @@ def test_a_preview_is_what_one_computes_by_hand(world: World, org_id: UUID) -> N
 def test_a_preview_adds_up(world: World, org_id: UUID) -> None:
     world.apply(event(org_id, "1"), event(org_id, "2", service_type="valuation"))
     change = PriceChange.of(service_type="valuation", credits=70)
-    total = prices.preview(world.database, [change], 1, NOW).total
+    total = repricing.preview(world.database, [change], 1, NOW).total
     assert (total.requests, total.repriced, total.charged, total.changed) == (2, 1, 85, 80)
     assert total.difference == -5
 
@@ -282,7 +283,7 @@ def test_credits_that_a_direct_call_stated_stay(world: World, org_id: UUID) -> N
         ([("contact_lookup", None, 1)] * 2, 30, "contact_lookup is given twice"),
         ([("contact_lokup", None, 1)], 30, "contact_lokup is not in the price book"),
         ([("contact_lookup", None, 1)], 0, "days: must be from 1 to"),
-        ([("contact_lookup", None, 1)], prices.MAX_PREVIEW_DAYS + 1, "days: must be from 1 to"),
+        ([("contact_lookup", None, 1)], repricing.MAX_PREVIEW_DAYS + 1, "days: must be from 1 to"),
     ],
 )
 def test_a_preview_that_makes_no_sense_is_refused(
