@@ -16,12 +16,19 @@ from redis.retry import Retry
 from schema.errors import ConfigurationError, QueueUnavailable
 from schema.events import UsageEvent
 from schema.settings import Settings, load_settings
-from schema.wire import CELERY_QUEUE, EVENT_FIELD, TASK_DRAIN, shard_of, stream_name, wake_key
+from schema.wire import (
+    CELERY_QUEUE,
+    EVENT_FIELD,
+    TASK_DRAIN,
+    TOKEN_EXPIRES_SECONDS,
+    shard_of,
+    stream_name,
+    wake_key,
+)
 
 log = structlog.get_logger(__name__)
 
 WAKE_INTERVAL_SECONDS: Final = 1.0
-TOKEN_EXPIRES_SECONDS: Final = 10
 
 
 class UsageProducer:

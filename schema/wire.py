@@ -18,6 +18,9 @@ TASK_DRAIN: Final = "usage.drain"
 TASK_SWEEP: Final = "usage.sweep"
 TASK_EXPIRE_HOLDS: Final = "credits.expire_holds"
 
+TOKEN_EXPIRES_SECONDS: Final = 10
+"""After how long a wake-up token is worthless: the sweep has sent others by then."""
+
 STREAM_PREFIX: Final = "metering:usage:"
 
 DRAIN_LOCK_CLASS: Final = 0x4D455445

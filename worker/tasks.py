@@ -13,7 +13,7 @@ from ledger.clock import utc_now
 from ledger.database import Database
 from schema.errors import LedgerUnavailable
 from schema.settings import Settings, load_settings
-from schema.wire import TASK_DRAIN, TASK_EXPIRE_HOLDS, TASK_SWEEP, wake_key
+from schema.wire import TASK_DRAIN, TASK_EXPIRE_HOLDS, TASK_SWEEP, TOKEN_EXPIRES_SECONDS, wake_key
 from worker.app import SWEEP_SECONDS, app
 from worker.drain import Drain
 from worker.stream import connect, inspect
@@ -21,7 +21,6 @@ from worker.stream import connect, inspect
 log = structlog.get_logger(__name__)
 
 AWAY: Final = (LedgerUnavailable, RedisError)
-TOKEN_EXPIRES_SECONDS: Final = 10
 WAKE_MILLISECONDS: Final = int(SWEEP_SECONDS * 900)
 """For how long a woken shard is not woken again; just short of a sweep, so that none is missed."""
 
