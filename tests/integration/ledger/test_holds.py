@@ -1,6 +1,7 @@
 """Holds: credits set aside, settled by the event, given back, and never spent twice."""
 
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from uuid import UUID
@@ -261,6 +262,37 @@ def test_64_connections_race_for_the_last_credits(
     database.close()
     assert (outcomes.count("allowed"), outcomes.count("denied")) == (10, racers - 10)
     assert held(world, org_id) == (0, 100)
+
+
+def test_two_users_gates_race_for_one_request_id(
+    world: World, org_id: UUID, database_url: str
+) -> None:
+    """Neither sees the other's row yet; the second one waits, and is told of the conflict."""
+    world.allocate(org_id, "bob", 100)
+    outcomes: list[str] = []
+
+    def second() -> None:
+        try:
+            holds.place(world.database, org_id, "bob", LOOKUP, "r-1", MINUTE, NOW)
+            outcomes.append("held")
+        except Conflict:
+            outcomes.append("conflict")
+
+    with psycopg.connect(database_url) as first:
+        first.execute(
+            "SELECT place_hold(%s, 'ada', 'contact_lookup', NULL, 1, NULL, 'r-1', '1 min', %s)",
+            (org_id, NOW),
+        )
+        racer = threading.Thread(target=second)
+        racer.start()
+        waiting = "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        deadline = time.monotonic() + 30
+        while not world.rows(waiting, "pid"):
+            assert time.monotonic() < deadline
+    racer.join(30)
+    assert outcomes == ["conflict"]
+    allocations = world.rows("user_credit_allocations", "user_id", "held_credits")
+    assert allocations == [("ada", 10), ("bob", 0)]
 
 
 def test_gates_drains_releases_and_expiry_do_not_deadlock(world: World, database_url: str) -> None:
