@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from schema.errors import ConfigurationError, LedgerUnavailable
-from schema.settings import Settings, driver_url
+from schema.settings import SERVICE_ROLE, Settings, driver_url
 
 APPLICATION_NAME: Final = "metering"
 CONNECT_TIMEOUT_SECONDS: Final = 5
@@ -57,14 +57,20 @@ def outages_named() -> Iterator[None]:
     try:
         yield
     except (DBAPIError, psycopg.Error, PoolTimeout) as error:
+        if f'role "{SERVICE_ROLE}" does not exist' in str(error):
+            raise _not_migrated(error) from error
         if is_outage(error):
             raise LedgerUnavailable(f"PostgreSQL does not answer: {_cause(error)}") from error
         if sqlstate(error) in _NOT_MIGRATED:
-            raise LedgerUnavailable(
-                "the database is not as this version needs it; 'python -m migrations upgrade' "
-                f"brings it there ({_cause(error)})"
-            ) from error
+            raise _not_migrated(error) from error
         raise
+
+
+def _not_migrated(error: Exception) -> LedgerUnavailable:
+    return LedgerUnavailable(
+        "the database is not as this version needs it; 'python -m migrations upgrade' "
+        f"brings it there ({_cause(error)})"
+    )
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -92,6 +98,7 @@ class Database:
         statement_timeout_seconds: float = 30.0,
         pool_size: int = 5,
         application_name: str = APPLICATION_NAME,
+        role: str = SERVICE_ROLE,
     ) -> None:
         if not url:
             raise ConfigurationError(
@@ -106,7 +113,7 @@ class Database:
                 "application_name": application_name,
                 "connect_timeout": CONNECT_TIMEOUT_SECONDS,
                 "options": f"-c statement_timeout={int(statement_timeout_seconds * 1000)}"
-                " -c timezone=UTC",
+                " -c timezone=UTC" + (f" -c role={role}" if role else ""),
             },
         )
 
@@ -116,6 +123,7 @@ class Database:
         return cls(
             settings.database_url.get_secret_value(),
             statement_timeout_seconds=settings.statement_timeout_seconds,
+            role=settings.database_role,
             **options,
         )
 

@@ -8,7 +8,7 @@ Records that are made once per event are named tuples: they cost a third of a fr
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -51,11 +51,54 @@ class Seen(NamedTuple):
     service_type: str = ""
     held: int = 0
     """Credits that are set aside for it right now."""
+    short: int = 0
+    """Credits beyond those that its hold counts on: overage."""
 
     @property
     def is_open(self) -> bool:
         """Whether it is only a hold so far, which an event settles."""
         return self.state in OPEN_STATES
+
+
+class ClosedPeriod(NamedTuple):
+    """A period of an allocation that a reset has ended; the end belongs to the next one."""
+
+    start: datetime
+    end: datetime
+
+
+@dataclass(slots=True)
+class Pool:
+    """An organization: what its pool can give, and what this batch takes from it."""
+
+    org_id: UUID
+    plan: PlanName | None = None
+    available: int = 0
+    """Credits that are allocated to nobody."""
+    overage_room: int | None = None
+    """Credits it may still use on account; None if it allows no overage."""
+    funded: int = 0
+    lent: int = 0
+
+    def fund(self, credits: int) -> None:
+        """Take available credits for usage of a closed period."""
+        self.available -= credits
+        self.funded += credits
+
+    def can_lend(self, credits: int) -> bool:
+        """Whether so many credits may be used on account."""
+        return self.overage_room is not None and credits <= self.overage_room
+
+    def lend(self, credits: int) -> None:
+        """Use credits on account."""
+        assert self.overage_room is not None  # noqa: S101 - `can_lend` was asked
+        self.overage_room -= credits
+        self.lent += credits
+
+    def unhold(self, short: int) -> None:
+        """Free the overage that the hold of the request at hand counted on."""
+        if self.overage_room is not None:
+            self.overage_room += short
 
 
 @dataclass(slots=True)
@@ -66,9 +109,14 @@ class Balance:
     allocation_id: UUID
     available: int
     """What is left beside all holds."""
-    is_active: bool = True
+    is_active: bool
+    period_start: datetime
+    closed: Sequence[ClosedPeriod] = ()
+    """The closed periods in which events of this batch may have occurred."""
     spent: int = 0
     unheld: int = 0
+    lent: int = 0
+    given: int = 0
 
     def spend(self, credits: int) -> None:
         """Take credits that are available."""
@@ -79,6 +127,27 @@ class Balance:
         """Make credits available that were set aside for the request at hand."""
         self.available += credits
         self.unheld += credits
+
+    def borrow(self, credits: int) -> None:
+        """Take in credits on account."""
+        self.available += credits
+        self.lent += credits
+
+    def give(self, credits: int) -> None:
+        """Hand available credits to a closed period."""
+        self.available -= credits
+        self.given += credits
+
+    def closed_at(self, moment: datetime) -> ClosedPeriod | None:
+        """The closed period of this moment; None if it belongs to the running one."""
+        if moment >= self.period_start:
+            return None
+        return next((p for p in self.closed if p.start <= moment < p.end), None)
+
+    @property
+    def is_touched(self) -> bool:
+        """Whether this batch changes the allocation."""
+        return bool(self.spent or self.unheld or self.lent or self.given)
 
 
 class Reported(NamedTuple):
@@ -99,9 +168,17 @@ class Charge(NamedTuple):
 
     report: Reported
     allocation_id: UUID
+    period_start: datetime
+    """Start of the period it is attributed to."""
     markup: Decimal
     settles: bool = False
-    """Whether the request has a row already, from its hold."""
+    """Whether the request has a row already, from its hold or its death."""
+    overage: int = 0
+    """How many of its credits are used on account."""
+    is_late: bool = False
+    """Whether it is attributed to a period that is closed."""
+    is_funded: bool = False
+    """Whether the pool's available credits pay for it, and not the user's."""
 
     @property
     def credits(self) -> int:
@@ -216,7 +293,7 @@ def decide(
     reports: Iterable[Reported],
     *,
     seen: dict[Key, Seen],
-    organizations: Mapping[int, PlanName | None],
+    organizations: Mapping[int, Pool],
     balances: Mapping[Key, Balance],
     now: datetime,
     verdicts: Verdicts,
@@ -226,7 +303,7 @@ def decide(
     Args:
         reports: readable events, in the order in which they were sent.
         seen: the request ids of this batch that the ledger knows already.
-        organizations: the known organizations of this batch, by id number, and the plan of each.
+        organizations: the known organizations of this batch, by id number.
         balances: the allocations of this batch's users.
         now: the time of the decision.
         verdicts: where the decisions go.
@@ -243,28 +320,85 @@ def decide(
             conflict = Death(report.entry, DeadReason.REQUEST_ID_CONFLICT, detail, report)
             verdicts.deaths.append(conflict)
             continue
+        pool = organizations.get(event.org_id.int)
         balance = balances.get(report.user_key)
-        if known is not None and balance is not None:
+        if known is not None and balance is not None and pool is not None:
             balance.unhold(known.held)
-        refusal = (
-            _refused_by_time_or_place(event, organizations, oldest, latest)
-            or report.refusal
-            or _refused_for_credits(report, balance)
-        )
-        if refusal or balance is None or report.credits is None:
-            reason, detail = refusal or (DeadReason.UNPROCESSABLE, "no balance")
+            pool.unhold(known.short)
+        refusal = _refused_by_time_or_place(event, pool, oldest, latest) or report.refusal
+        charge = None
+        if refusal is None and pool is not None:
+            charge = _charge(report, balance, pool, known)
+        if charge is None:
+            reason, detail = refusal or _want_of_credits(report, balance, known)
             verdicts.deaths.append(Death(report.entry, reason, detail, report))
             seen[report.request_key] = Seen(report.fingerprint, "dead")
             continue
-        balance.spend(report.credits)
         seen[report.request_key] = Seen(report.fingerprint, "charged")
-        added = (
-            markup(organizations[event.org_id.int], event.api_cost, event.key_source)
-            if event.api_cost
-            else Decimal(0)
-        )
-        settles = known is not None
-        verdicts.charges.append(Charge(report, balance.allocation_id, added, settles))
+        verdicts.charges.append(charge)
+
+
+def collect(
+    debts: Iterable[Reported],
+    *,
+    organizations: Mapping[int, Pool],
+    balances: Mapping[Key, Balance],
+    verdicts: Verdicts,
+) -> None:
+    """Charge each debt that is covered by now, in order; the others stay as they are."""
+    for report in debts:
+        balance = balances.get(report.user_key)
+        pool = organizations[report.event.org_id.int]
+        charge = _charge(report, balance, pool, Seen(report.fingerprint, "dead"))
+        if charge is not None:
+            verdicts.charges.append(charge)
+
+
+def _charge(
+    report: Reported, balance: Balance | None, pool: Pool, known: Seen | None
+) -> Charge | None:
+    """Take an event's credits where they are to be found; None if they are not."""
+    credits = report.credits
+    if balance is None or credits is None or not _may_spend(balance, known):
+        return None
+    event = report.event
+    added = markup(pool.plan, event.api_cost, event.key_source) if event.api_cost else Decimal(0)
+    settles = known is not None
+    period = balance.closed_at(event.occurred_at)
+    if period is None:
+        overage = max(0, credits - balance.available)
+        if not _covered(overage, balance, pool):
+            return None
+        balance.spend(credits)
+        return Charge(report, balance.allocation_id, balance.period_start, added, settles, overage)
+    if credits <= pool.available:
+        pool.fund(credits)
+        return Charge(
+            report, balance.allocation_id, period.start, added, settles, is_late=True,
+            is_funded=True,
+        )  # fmt: skip
+    overage = max(0, credits - balance.available)
+    if not _covered(overage, balance, pool):
+        return None
+    balance.give(credits)
+    return Charge(
+        report, balance.allocation_id, period.start, added, settles, overage, is_late=True
+    )
+
+
+def _may_spend(balance: Balance, known: Seen | None) -> bool:
+    # What was granted before an allocation was switched off may still be charged to it.
+    return balance.is_active or (known is not None and known.held > 0)
+
+
+def _covered(overage: int, balance: Balance, pool: Pool) -> bool:
+    if overage == 0:
+        return True
+    if not balance.is_active or not pool.can_lend(overage):
+        return False
+    pool.lend(overage)
+    balance.borrow(overage)
+    return True
 
 
 def _is_settled_by(report: Reported, known: Seen) -> bool:
@@ -287,12 +421,9 @@ def _is_same_request(report: Reported, known: Seen) -> bool:
 
 
 def _refused_by_time_or_place(
-    event: UsageEvent,
-    organizations: Mapping[int, PlanName | None],
-    oldest: datetime,
-    latest: datetime,
+    event: UsageEvent, pool: Pool | None, oldest: datetime, latest: datetime
 ) -> tuple[DeadReason, str] | None:
-    if event.org_id.int not in organizations:
+    if pool is None:
         return DeadReason.UNKNOWN_ORGANIZATION, f"no organization {event.org_id}"
     if event.occurred_at < oldest:
         return DeadReason.TOO_OLD, f"occurred at {event.occurred_at}, over {MAX_AGE.days} days ago"
@@ -301,18 +432,16 @@ def _refused_by_time_or_place(
     return None
 
 
-def _refused_for_credits(
-    report: Reported, balance: Balance | None
-) -> tuple[DeadReason, str] | None:
-    event, credits = report.event, report.credits
-    if balance is None or not balance.is_active:
+def _want_of_credits(
+    report: Reported, balance: Balance | None, known: Seen | None
+) -> tuple[DeadReason, str]:
+    event = report.event
+    if balance is None or not _may_spend(balance, known):
         return (
             DeadReason.NO_ALLOCATION,
             f"No credit allocation found for user {event.user_id} in org {event.org_id}",
         )
-    if credits is not None and balance.available < credits:
-        return (
-            DeadReason.INSUFFICIENT_CREDITS,
-            f"Insufficient credits: {balance.available} available, {credits} needed",
-        )
-    return None
+    return (
+        DeadReason.INSUFFICIENT_CREDITS,
+        f"Insufficient credits: {balance.available} available, {report.credits} needed",
+    )

@@ -16,8 +16,11 @@ from schema.errors import InsufficientCredits, InvalidRequest, NoAllocation, Not
 from schema.prices import PriceBook, credits_for
 
 _AVAILABLE: Final = """
-    SELECT a.remaining_credits - a.held_credits
+    SELECT
+        a.remaining_credits - a.held_credits,
+        CASE WHEN p.allow_overage THEN overage_room(o.id) ELSE 0 END
     FROM organizations o
+    LEFT JOIN organization_credit_pools p ON p.org_id = o.id
     LEFT JOIN user_credit_allocations a
         ON a.org_id = o.id AND a.user_id = %(user_id)b AND a.is_active
     WHERE o.id = %(org_id)b
@@ -47,7 +50,7 @@ class Advice:
 def check(
     database: Database, org_id: UUID, user_id: str, operation: Operation, now: datetime
 ) -> Advice:
-    """Say whether the user's active allocation covers the operation at the prices of `now`.
+    """Say whether allocation and overage cover the operation at the prices of `now`.
 
     Raises:
         InvalidRequest: the operation has no price, or its credits contradict the price book.
@@ -62,9 +65,10 @@ def check(
     if row is None:
         raise NotFound(f"no organization {org_id}")
     available: int | None = row[0]
+    overage_room: int = row[1]
     if available is None:
         raise NoAllocation(f"No credit allocation found for user {user_id} in org {org_id}")
-    if available < credits:
+    if available + overage_room < credits:
         raise InsufficientCredits(
             f"Insufficient credits: {available} available, {credits} needed",
             required=credits,

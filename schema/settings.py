@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from schema.errors import ConfigurationError
 
 PREFIX: Final = "METERING_"
+SERVICE_ROLE: Final = "metering_service"
 
 
 class Environment(StrEnum):
@@ -29,6 +30,8 @@ class Settings(BaseSettings):
     env: Environment = Environment.DEVELOPMENT
     database_url: SecretStr = SecretStr("")
     """PostgreSQL 15 or newer, as `postgresql://user@host:port/database`."""
+    database_role: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$|^$")] = SERVICE_ROLE
+    """Role that all processes act as, which cannot rewrite the books; empty keeps the login's."""
     redis_url: SecretStr = SecretStr("")
     """Redis 7.2 or Valkey 8 or newer, with append-only file and `noeviction`."""
     broker_url: SecretStr = SecretStr("")

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Column,
     Computed,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -41,6 +42,13 @@ metadata: Final = MetaData(
 )
 
 LIVE_SUBSCRIPTION: Final = "status IN ('active', 'trialing', 'past_due', 'paused')"
+OPEN_DEBT: Final = "state = 'open' AND reason IN ('insufficient_credits', 'no_allocation')"
+
+POOL_KINDS: Final = ("purchase", "grant", "refund", "adjustment", "refresh", "overage")
+"""Movements that change what a pool holds in total."""
+
+USER_KINDS: Final = ("allocation", "reset", "reclaim", "late_usage", "correction")
+"""Movements between a pool and one of its allocations, or a closed period of one."""
 
 
 def _id() -> Column[Any]:
@@ -79,15 +87,20 @@ def _time(name: str) -> Column[Any]:
     return Column(name, DateTime(timezone=True))
 
 
+def _is_now(name: str) -> Column[Any]:
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=text("now()"))
+
+
 def _created_at() -> Column[Any]:
-    return Column(
-        "created_at", DateTime(timezone=True), nullable=False, server_default=text("now()")
-    )
+    return _is_now("created_at")
+
+
+def _listed(*words: str) -> str:
+    return ", ".join(f"'{word}'" for word in words)
 
 
 def _one_of(name: str, *words: str) -> CheckConstraint:
-    listed = ", ".join(f"'{word}'" for word in words)
-    return CheckConstraint(f"{name} IN ({listed})", name=name)
+    return CheckConstraint(f"{name} IN ({_listed(*words)})", name=name)
 
 
 organizations = Table(
@@ -129,12 +142,7 @@ organization_subscriptions = Table(
     _word("billing_cycle", "monthly"),
     _word("status", "active"),
     _time("trial_ends_at"),
-    Column(
-        "current_period_start",
-        DateTime(timezone=True),
-        nullable=False,
-        server_default=text("now()"),
-    ),
+    _is_now("current_period_start"),
     Column(
         "current_period_end",
         DateTime(timezone=True),
@@ -142,6 +150,9 @@ organization_subscriptions = Table(
         server_default=text("now() + interval '1 month'"),
     ),
     _time("canceled_at"),
+    _is_now("billing_anchor"),
+    Column("cycle_days", Integer),
+    _flag("cancel_at_period_end", default=False),
     Column("lago_subscription_id", Text),
     Column("stripe_subscription_id", Text),
     _created_at(),
@@ -149,10 +160,17 @@ organization_subscriptions = Table(
     _one_of("billing_cycle", "monthly", "yearly", "custom"),
     _one_of("status", "active", "trialing", "past_due", "canceled", "paused"),
     CheckConstraint("monthly_price >= 0", name="monthly_price"),
+    CheckConstraint("current_period_start < current_period_end", name="period"),
+    CheckConstraint("cycle_days > 0", name="cycle_days"),
     Index(
         "organization_subscriptions_one_live_key",
         "org_id",
         unique=True,
+        postgresql_where=text(LIVE_SUBSCRIPTION),
+    ),
+    Index(
+        "organization_subscriptions_due_idx",
+        "current_period_end",
         postgresql_where=text(LIVE_SUBSCRIPTION),
     ),
 )
@@ -173,16 +191,22 @@ organization_credit_pools = Table(
     _credits("monthly_refresh_amount"),
     _time("last_refresh_date"),
     _time("next_refresh_date"),
+    _time("refresh_anchor"),
     _flag("allow_overage", default=False),
     _credits("overage_limit"),
     _usd("overage_rate", 12, 6),
+    _credits("overage_credits"),
+    _credits("overage_billed_credits"),
     _credits("lifetime_purchased_credits"),
     _usd("lifetime_spent_amount"),
     _created_at(),
     CheckConstraint("allocated_credits BETWEEN 0 AND total_credits", name="allocated"),
     CheckConstraint("used_credits >= 0", name="used"),
     CheckConstraint("monthly_refresh_amount >= 0", name="refresh"),
-    CheckConstraint("overage_limit >= 0 AND overage_rate >= 0", name="overage"),
+    CheckConstraint(
+        "overage_limit >= 0 AND overage_rate >= 0 AND overage_credits >= 0", name="overage"
+    ),
+    Index(None, "next_refresh_date"),
     postgresql_with={"fillfactor": "70"},
 )
 
@@ -200,8 +224,10 @@ user_credit_allocations = Table(
         Computed("allocated_credits - used_credits", persisted=True),
     ),
     _credits("held_credits"),
+    _credits("allowance_credits"),
     _word("reset_period", "monthly"),
-    _time("last_reset_date"),
+    _is_now("reset_anchor"),
+    _is_now("last_reset_date"),
     _time("next_reset_date"),
     _flag("is_active", default=True),
     Column("allocated_by", String(255)),
@@ -211,7 +237,27 @@ user_credit_allocations = Table(
     _one_of("reset_period", "daily", "weekly", "monthly", "never"),
     CheckConstraint("used_credits >= 0 AND held_credits >= 0", name="used"),
     CheckConstraint("used_credits + held_credits <= allocated_credits", name="not_overspent"),
+    CheckConstraint("allowance_credits >= 0", name="allowance"),
+    CheckConstraint("next_reset_date > last_reset_date", name="next_reset"),
+    Index("user_credit_allocations_due_idx", "next_reset_date", postgresql_where=text("is_active")),
     postgresql_with={"fillfactor": "70"},
+)
+
+allocation_periods = Table(
+    "allocation_periods",
+    metadata,
+    # The fence of resets: a period of an allocation is closed once.
+    Column("allocation_id", Uuid, ForeignKey("user_credit_allocations.id"), nullable=False),
+    Column("period_start", DateTime(timezone=True), nullable=False),
+    Column("period_end", DateTime(timezone=True), nullable=False),
+    _credits("allocated_credits"),
+    _credits("used_credits"),
+    _credits("drawn_credits"),
+    _credits("short_credits"),
+    _created_at(),
+    PrimaryKeyConstraint("allocation_id", "period_start"),
+    CheckConstraint("period_start < period_end", name="order"),
+    CheckConstraint("used_credits BETWEEN 0 AND allocated_credits", name="used"),
 )
 
 credit_usage_attribution = Table(
@@ -235,8 +281,19 @@ credit_usage_attribution = Table(
     Column("request_metadata", JSONB, nullable=False, server_default=text("'{}'")),
     _word("source", "loopnet"),
     _created_at(),
-    Column("occurred_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    _is_now("occurred_at"),
+    Column("period_start", DateTime(timezone=True), nullable=False),
+    _credits("overage_credits"),
+    # A correction is a row of its own that points to the charge; credits given back are negative.
+    Column("corrects", BigInteger, ForeignKey("credit_usage_attribution.id")),
+    Column("actor", String(255)),
+    Column("reason", Text),
     Index(None, "org_id", "occurred_at"),
+    CheckConstraint(
+        "CASE WHEN corrects IS NULL THEN credits_used > 0 AND overage_credits >= 0"
+        " ELSE credits_used <> 0 AND actor IS NOT NULL AND reason IS NOT NULL END",
+        name="correction",
+    ),
 )
 
 usage_requests = Table(
@@ -262,8 +319,14 @@ usage_requests = Table(
         "hold_expires_at",
         postgresql_where=text("state = 'held'"),
     ),
+    Index(
+        "usage_requests_overage_holds_idx",
+        "org_id",
+        postgresql_where=text("state = 'held' AND held_credits < credits"),
+    ),
     CheckConstraint(
-        "state <> 'held' OR (held_credits > 0 AND hold_expires_at IS NOT NULL)", name="held"
+        "state <> 'held' OR (held_credits BETWEEN 0 AND credits AND hold_expires_at IS NOT NULL)",
+        name="held",
     ),
     _one_of("state", "held", "charged", "released", "expired", "dead", "discarded"),
     CheckConstraint("state <> 'charged' OR credits > 0", name="charged_credits"),
@@ -307,6 +370,7 @@ dead_letters = Table(
         postgresql_where=text("fingerprint IS NULL"),
     ),
     Index("dead_letters_open_idx", "reason", postgresql_where=text("state = 'open'")),
+    Index("dead_letters_debts_idx", "org_id", "user_id", postgresql_where=text(OPEN_DEBT)),
 )
 
 credit_transactions = Table(
@@ -321,11 +385,37 @@ credit_transactions = Table(
     _usd("amount"),
     Column("actor", String(255)),
     Column("reason", Text),
+    Column("request_id", String(255)),
     _created_at(),
     Index(None, "org_id", "created_at"),
-    _one_of("kind", "purchase", "grant", "refund", "adjustment", "refresh", "allocation"),
+    _one_of("kind", *POOL_KINDS, *USER_KINDS),
     CheckConstraint("credits <> 0", name="credits"),
-    CheckConstraint("(kind = 'allocation') = (allocation_id IS NOT NULL)", name="allocation"),
+    CheckConstraint(
+        f"(kind IN ({_listed(*USER_KINDS)})) = (allocation_id IS NOT NULL)", name="allocation"
+    ),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    _org_id(),
+    Column("key", String(255), nullable=False),
+    Column("act", Text, nullable=False),
+    Column("arguments", JSONB, nullable=False),
+    Column("result", JSONB),
+    _created_at(),
+    PrimaryKeyConstraint("org_id", "key"),
+)
+
+scheduled_runs = Table(
+    "scheduled_runs",
+    metadata,
+    _row_number(),
+    Column("task", Text, nullable=False),
+    Column("started_at", DateTime(timezone=True), nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("figures", JSONB, nullable=False),
+    Index(None, "task", "started_at"),
 )
 
 service_prices = Table(

@@ -17,6 +17,10 @@ CELERY_QUEUE: Final = "metering"
 TASK_DRAIN: Final = "usage.drain"
 TASK_SWEEP: Final = "usage.sweep"
 TASK_EXPIRE_HOLDS: Final = "credits.expire_holds"
+TASK_SETTLE: Final = "credits.settle"
+TASK_RESET_DUE: Final = "credits.reset_due"
+TASK_ROLL_OVER: Final = "billing.roll_over"
+TASK_RECONCILE: Final = "ledger.reconcile"
 
 TOKEN_EXPIRES_SECONDS: Final = 10
 """After how long a wake-up token is worthless: the sweep has sent others by then."""

@@ -17,7 +17,8 @@ DECLARE
     v_request usage_requests%ROWTYPE;
     v_allocation user_credit_allocations%ROWTYPE;
     v_available bigint;
-    v_held bigint := 0;
+    v_held bigint;
+    v_overage bigint;
 BEGIN
     IF p_credits_used IS NULL OR p_credits_used <= 0 THEN
         RAISE EXCEPTION 'Credits must be positive: %', coalesce(p_credits_used::text, 'null');
@@ -52,19 +53,27 @@ BEGIN
 
     SELECT * INTO v_allocation
     FROM user_credit_allocations
-    WHERE org_id = p_org_id AND user_id = p_user_id AND is_active
+    WHERE org_id = p_org_id AND user_id = p_user_id
     FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'No credit allocation found for user % in org %', p_user_id, p_org_id;
-    END IF;
     -- Gates change holds under the lock of the allocation, so the request is read again.
     SELECT held_credits INTO v_held
     FROM usage_requests
     WHERE org_id = p_org_id AND request_id = v_request_id AND state = 'held';
     v_held := coalesce(v_held, 0);
+    -- What was granted before an allocation was switched off may still be charged to it.
+    IF v_allocation.id IS NULL OR NOT (v_allocation.is_active OR v_held > 0) THEN
+        RAISE EXCEPTION 'No credit allocation found for user % in org %', p_user_id, p_org_id;
+    END IF;
     v_available := v_allocation.remaining_credits - v_allocation.held_credits + v_held;
-    IF v_available < p_credits_used THEN
-        RAISE EXCEPTION 'Insufficient credits: % available, % needed', v_available, p_credits_used;
+    v_overage := greatest(0, p_credits_used - v_available);
+    IF v_overage > 0 THEN
+        IF NOT v_allocation.is_active OR v_overage > overage_room(p_org_id, v_request_id) THEN
+            RAISE EXCEPTION 'Insufficient credits: % available, % needed',
+                v_available, p_credits_used;
+        END IF;
+        PERFORM lend_overage(
+            p_org_id, p_user_id, v_allocation.id, v_overage, v_request_id, now()
+        );
     END IF;
 
     UPDATE user_credit_allocations
@@ -77,12 +86,13 @@ BEGIN
     WHERE org_id = p_org_id;
 
     INSERT INTO credit_usage_attribution (
-        org_id, user_id, allocation_id, credits_used, service_type, service_name,
-        request_id, request_metadata, source
+        org_id, user_id, allocation_id, period_start, credits_used, overage_credits,
+        service_type, service_name, request_id, request_metadata, source
     )
     VALUES (
-        p_org_id, p_user_id, v_allocation.id, p_credits_used, p_service_type, p_service_name,
-        v_request_id, coalesce(p_request_metadata, '{}'), 'sql'
+        p_org_id, p_user_id, v_allocation.id, v_allocation.last_reset_date, p_credits_used,
+        v_overage, p_service_type, p_service_name, v_request_id,
+        coalesce(p_request_metadata, '{}'), 'sql'
     );
 
     INSERT INTO usage_requests AS r (

@@ -1,6 +1,8 @@
 -- Price an operation and set its credits aside, in one round trip. The allocation row alone is
--- locked: gates of different users do not wait for each other, nor for the organization's pool.
--- The outcome is `held`, or why not; placing the same hold again answers the first one.
+-- locked: gates of different users do not wait for each other, nor for the organization's pool,
+-- unless the organization allows overage. Then the user's own credits are set aside as far as
+-- they go, and the rest is kept free of the organization's limit while the hold is open. The
+-- outcome is `held`, or why not; placing the same hold again answers the first one.
 CREATE OR REPLACE FUNCTION place_hold(
     p_org_id uuid,
     p_user_id varchar,
@@ -22,6 +24,8 @@ DECLARE
     v_price numeric := price_of(p_service_type, p_variant, p_now);
     v_fingerprint bytea;
     v_allocation_id uuid;
+    v_allows_overage boolean;
+    v_own bigint;
     v_request usage_requests%ROWTYPE;
 BEGIN
     credits := coalesce(ceil(v_price * p_quantity)::bigint, p_credits);
@@ -34,6 +38,11 @@ BEGIN
         RETURN;
     END IF;
     v_fingerprint := usage_fingerprint(p_user_id, p_service_type, credits);
+
+    PERFORM FROM organization_credit_pools
+    WHERE org_id = p_org_id AND allow_overage
+    FOR NO KEY UPDATE;
+    v_allows_overage := FOUND;
 
     SELECT id, remaining_credits - held_credits INTO v_allocation_id, available
     FROM user_credit_allocations
@@ -62,7 +71,12 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    IF available < credits THEN
+    v_own := least(available, credits);
+    IF v_own < credits
+        AND NOT (
+            v_allows_overage AND credits - v_own <= overage_room(p_org_id, p_request_id)
+        )
+    THEN
         outcome := 'insufficient_credits';
         RETURN;
     END IF;
@@ -73,8 +87,8 @@ BEGIN
         held_credits, hold_expires_at, occurred_at, created_at
     )
     VALUES (
-        p_org_id, p_request_id, p_user_id, p_service_type, v_fingerprint, 'held', place_hold.credits,
-        place_hold.credits, place_hold.expires_at, p_now, p_now
+        p_org_id, p_request_id, p_user_id, p_service_type, v_fingerprint, 'held',
+        place_hold.credits, v_own, place_hold.expires_at, p_now, p_now
     )
     ON CONFLICT (org_id, request_id) DO UPDATE
     SET state = 'held',
@@ -90,7 +104,7 @@ BEGIN
     END IF;
 
     UPDATE user_credit_allocations
-    SET held_credits = held_credits + place_hold.credits
+    SET held_credits = held_credits + v_own
     WHERE id = v_allocation_id;
     outcome := 'held';
 END

@@ -14,6 +14,7 @@ from ledger.decisions import (
     Balance,
     Entry,
     Outcome,
+    Pool,
     Seen,
     Verdicts,
     decide,
@@ -57,7 +58,7 @@ def judge(
     decide(
         reports,
         seen={(ORG.int, request_id): known for request_id, known in (seen or {}).items()},
-        organizations={ORG.int: plan},
+        organizations={ORG.int: Pool(ORG, plan)},
         balances=balances,
         now=NOW,
         verdicts=verdicts,
@@ -66,7 +67,9 @@ def judge(
 
 
 def balance(available: int) -> Balance:
-    return Balance(ORG, ALLOCATION, available)
+    return Balance(
+        ORG, ALLOCATION, available, is_active=True, period_start=NOW - timedelta(days=14)
+    )
 
 
 def reasons(verdicts: Verdicts) -> list[DeadReason]:
@@ -104,7 +107,7 @@ def test_the_balance_says_what_the_batch_spends() -> None:
     decide(
         reports,
         seen={},
-        organizations={ORG.int: None},
+        organizations={ORG.int: Pool(ORG)},
         balances={(ORG.int, "ada"): ours},
         now=NOW,
         verdicts=Verdicts(),
