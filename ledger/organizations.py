@@ -4,22 +4,51 @@ from decimal import Decimal
 from typing import Annotated, Final
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from sqlalchemy.exc import IntegrityError
 
+from ledger.clock import utc_now
 from ledger.database import Database, run
-from schema.errors import Conflict
+from schema.errors import Conflict, InvalidRequest
+from schema.periods import zone_of
 from schema.plans import PLANS, PlanName
 
 _CREATE: Final = """
-    INSERT INTO organizations (name, display_name, max_seats, is_test)
-    VALUES (%(name)s, %(display_name)s, %(max_seats)s, true)
+    INSERT INTO organizations (name, display_name, max_seats, timezone, is_test, created_at)
+    VALUES (%(name)s, %(display_name)s, %(max_seats)s, %(timezone)s, true, %(anchor)s)
     RETURNING id
 """
 
 _SUBSCRIBE: Final = """
-    INSERT INTO organization_subscriptions (org_id, subscription_plan, monthly_price)
-    VALUES (%(org_id)s, %(plan)s, %(price)s)
+    INSERT INTO organization_subscriptions (
+        org_id, subscription_plan, monthly_price, billing_anchor, current_period_start,
+        current_period_end, created_at
+    )
+    VALUES (
+        %(org_id)s, %(plan)s, %(price)s, %(anchor)s, %(anchor)s,
+        period_end(%(org_id)s, 'monthly', %(anchor)s), %(anchor)s
+    )
+"""
+
+_ADD_CREDITS: Final = """
+    SELECT add_pool_credits(
+        %(org_id)s, 'grant', %(credits)s, 0, %(actor)s, 'initial credits', %(anchor)s
+    )
+"""
+
+_ALLOCATE: Final = """
+    SELECT fund_allocation(
+        %(org_id)s, %(user_id)s, %(credits)s, false, NULL, NULL, %(actor)s, 'initial allocation',
+        %(anchor)s
+    )
 """
 
 _ADD_MEMBER: Final = """
@@ -58,6 +87,19 @@ class TestOrganization(BaseModel):
     subscription_plan: PlanName = PlanName.PLATFORM
     initial_credits: Annotated[int, Field(ge=0)] = 0
     test_users: list[TestUser] = Field(default_factory=list)
+    timezone: Annotated[str, Field(max_length=100)] = "UTC"
+    """IANA name; resets keep the wall-clock time of this zone."""
+    anchor: AwareDatetime | None = None
+    """From when its periods are counted; the time it is made unless given."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, name: str) -> str:
+        try:
+            zone_of(name)
+        except InvalidRequest as error:
+            raise ValueError(error.message) from None
+        return name
 
     @model_validator(mode="after")
     def _credits_suffice(self) -> "TestOrganization":
@@ -139,6 +181,7 @@ def _create(
     price: Decimal,
     actor: str,
 ) -> UUID:
+    anchor = document.anchor or utc_now()
     with database.transaction() as connection:
         org_id: UUID = run(
             connection,
@@ -146,22 +189,17 @@ def _create(
             name=document.org_name,
             display_name=display_name,
             max_seats=max(MIN_SEATS, len(document.test_users)),
+            timezone=document.timezone,
+            anchor=anchor,
         ).scalar_one()
-        plan = document.subscription_plan.value
-        run(connection, _SUBSCRIBE, org_id=org_id, plan=plan, price=price)
+        since = {"org_id": org_id, "anchor": anchor}
+        run(connection, _SUBSCRIBE, plan=document.subscription_plan.value, price=price, **since)
         if document.initial_credits:
-            add = "SELECT add_credits_to_pool(%(org_id)s, %(credits)s)"
-            run(connection, add, org_id=org_id, credits=document.initial_credits)
+            run(connection, _ADD_CREDITS, credits=document.initial_credits, actor=actor, **since)
         for user in document.test_users:
             who = {"org_id": org_id, "user_id": user.id}
             run(connection, _ADD_MEMBER, role=user.role, email=user.email, **who)
             if user.allocated_credits:
-                run(
-                    connection,
-                    "SELECT allocate_credits_to_user("
-                    "%(org_id)s, %(user_id)s, %(credits)s, %(actor)s)",
-                    credits=user.allocated_credits,
-                    actor=actor,
-                    **who,
-                )
+                credits = user.allocated_credits
+                run(connection, _ALLOCATE, credits=credits, actor=actor, anchor=anchor, **who)
         return org_id

@@ -35,6 +35,11 @@ def create(
     user: Annotated[
         list[str] | None, typer.Option(help="EMAIL=CREDITS to allocate; may be repeated.")
     ] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA time zone of its resets.")] = None,
+    anchor: Annotated[
+        str | None,
+        typer.Option(help="From when its periods are counted, like 2028-01-31T00:00+13:00."),
+    ] = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -49,6 +54,8 @@ def create(
             "subscription_plan": plan,
             "initial_credits": credits,
             "test_users": [_user(text) for text in user] if user else None,
+            "timezone": timezone,
+            "anchor": anchor,
         }
         document = _document(file, {k: v for k, v in flags.items() if v is not None})
         database = Database.of(target_settings(data_dir), pool_size=1)

@@ -25,6 +25,7 @@ from ledger.apply import apply_batch
 from ledger.database import Database
 from ledger.decisions import Entry, Outcome
 from schema.events import UsageEvent
+from schema.plans import PlanName
 from tests.integration.ledger.world import NOW, STREAM, World, open_world
 
 EXAMPLES: Final = int(os.environ.get("EQUIVALENCE_EXAMPLES", "60"))
@@ -39,6 +40,9 @@ PRICES: Final[Mapping[tuple[str, str | None], Fraction]] = {
 }
 UNPRICED: Final = "skip_trace"
 POOL: Final = 200
+LENDER: Final = 1
+"""Number of the organization that allows overage."""
+OVERAGE_LIMIT: Final = 45
 STRANGER: Final = 2
 """Number of the organization that does not exist."""
 
@@ -156,6 +160,15 @@ class Side:
     def __init__(self, world: World, purses: Sequence[Sequence[int]]) -> None:
         self.sql = world.sql
         self.org_ids = [world.organization(pool=POOL) for _ in purses] + [uuid4()]
+        world.subscribe(self.org_ids[LENDER], PlanName.BYOK)
+        self.sql.execute(
+            """
+            UPDATE organization_credit_pools
+            SET allow_overage = true, overage_limit = %s
+            WHERE org_id = %s
+            """,
+            (OVERAGE_LIMIT, self.org_ids[LENDER]),
+        )
         for org, purse in enumerate(purses):
             for user, credits in enumerate(purse):
                 if credits:
@@ -201,6 +214,7 @@ class Side:
             self.select(
                 """
                 SELECT u.org_id, u.user_id, u.credits_used, u.service_type, u.request_id,
+                    u.overage_credits,
                     a.org_id = u.org_id AND a.user_id = u.user_id AS own_allocation
                 FROM credit_usage_attribution u
                 JOIN user_credit_allocations a ON a.id = u.allocation_id
@@ -217,7 +231,8 @@ class Side:
             ),
             self.select(
                 """
-                SELECT org_id, total_credits, allocated_credits, used_credits, available_credits
+                SELECT org_id, total_credits, allocated_credits, used_credits, available_credits,
+                    overage_credits
                 FROM organization_credit_pools
                 WHERE org_id = ANY(%(org_ids)s)
                 """

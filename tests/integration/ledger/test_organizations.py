@@ -1,6 +1,7 @@
 """Test organizations: everything or nothing, and never billed."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -72,3 +73,18 @@ def test_a_name_is_taken_once(world: World) -> None:
 def test_a_bad_document_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         document(**changes)
+
+
+def test_its_periods_are_counted_from_the_anchor_in_its_zone(world: World) -> None:
+    anchored = document(timezone="Pacific/Auckland", anchor="2028-01-31T00:00+13:00")
+    create_test_organization(world.database, anchored, actor="tester")
+    row = world.row("user_credit_allocations")
+    assert row["last_reset_date"] == datetime(2028, 1, 30, 11, tzinfo=UTC)
+    assert row["next_reset_date"] == datetime(2028, 2, 28, 11, tzinfo=UTC)
+    subscription = world.row("organization_subscriptions")
+    assert subscription["current_period_end"] == row["next_reset_date"]
+
+
+def test_a_zone_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValidationError, match="no time zone 'Mars/Olympus'"):
+        document(timezone="Mars/Olympus")
