@@ -15,6 +15,7 @@ from ledger.prices import NewPrice, PriceChange
 from ledger.repricing import Preview, ServicePreview
 from ops.output import AsJson, console, errors_reported, print_json, table
 from ops.stackfile import DataDir, target_settings
+from ops.times import time_given
 from schema.errors import ConfigurationError
 from schema.prices import Price
 
@@ -36,7 +37,7 @@ def list_(
 ) -> None:
     """List the prices in force at a time, and those to come."""
     with errors_reported(as_json=as_json):
-        moment = _time("--at", at) or utc_now()
+        moment = time_given("--at", at) if at else utc_now()
         with closing(Database.of(target_settings(data_dir), pool_size=1)) as database:
             listed = prices.listing(database, moment)
         if as_json:
@@ -85,7 +86,7 @@ def set_(
             variant=variant,
             credits=credits,
             unit=unit,
-            effective_from=_time("--from", effective_from),
+            effective_from=time_given("--from", effective_from) if effective_from else None,
         )
         with closing(Database.of(target_settings(data_dir), pool_size=1)) as database:
             now = utc_now()
@@ -125,21 +126,6 @@ def preview(
         columns = ("service", "requests", "repriced", "charged", "changed", "difference")
         rows = [tuple(_figures(one).values()) for one in (*found.services, found.total)]
         console.print(table(f"Credits since {found.since:%F %T} UTC", columns, rows))
-
-
-def _time(option: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise ConfigurationError(
-            f"{option} takes an ISO 8601 time with offset, such as 2030-01-31T00:00:00+00:00, "
-            f"not {text!r}"
-        )
-    return moment
 
 
 def _change(text: str) -> PriceChange:
