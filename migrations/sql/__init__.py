@@ -13,8 +13,6 @@ FUNCTIONS = (
 VIEWS = (
     "org_billing_summary",
     "user_multi_org_credits",
-    "top_credit_users_by_org",
-    "org_billing_metrics",
 )
 
 

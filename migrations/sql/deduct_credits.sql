@@ -107,6 +107,7 @@ BEGIN
     SET state = 'charged',
         credits = excluded.credits,
         fingerprint = excluded.fingerprint,
+        occurred_at = excluded.occurred_at,
         reason = NULL,
         settled_at = now();
 

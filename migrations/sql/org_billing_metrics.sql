@@ -4,13 +4,16 @@ SELECT
     o.id AS org_id,
     o.name AS org_name,
     coalesce(sum(u.credits_used), 0)::bigint AS total_credits_used,
-    count(u.id) AS total_requests,
+    count(u.id) FILTER (WHERE u.corrects IS NULL) AS total_requests,
     count(DISTINCT u.user_id) AS active_users,
     count(DISTINCT u.service_type) AS services_used,
     coalesce(sum(u.api_cost), 0) AS total_api_cost,
     coalesce(sum(u.markup_applied), 0) AS total_markup,
     coalesce(sum(u.total_cost), 0) AS total_cost,
-    round(coalesce(avg(u.credits_used), 0), 2) AS average_credits_per_request,
+    round(
+        coalesce(sum(u.credits_used) / nullif(count(u.id) FILTER (WHERE u.corrects IS NULL), 0), 0),
+        2
+    ) AS average_credits_per_request,
     max(u.occurred_at) AS last_usage
 FROM organizations o
 LEFT JOIN credit_usage_attribution u

@@ -5,7 +5,7 @@ SELECT
     o.name AS org_name,
     u.user_id,
     sum(u.credits_used)::bigint AS total_credits,
-    count(*) AS request_count,
+    count(*) FILTER (WHERE u.corrects IS NULL) AS request_count,
     count(DISTINCT u.service_type) AS services_used,
     max(u.occurred_at) AS last_usage,
     rank() OVER (PARTITION BY u.org_id ORDER BY sum(u.credits_used) DESC) AS usage_rank

@@ -24,6 +24,8 @@ REPLACED = (
     "deduct_credits",
     "place_hold",
 )
+# Corrections are no requests of their own.
+VIEWS = ("top_credit_users_by_org", "org_billing_metrics")
 OLD_KINDS = "'purchase', 'grant', 'refund', 'adjustment', 'refresh', 'allocation'"
 POOL_KINDS = "'purchase', 'grant', 'refund', 'adjustment', 'refresh', 'overage'"
 USER_KINDS = "'allocation', 'reset', 'reclaim', 'late_usage', 'correction'"
@@ -114,7 +116,7 @@ def upgrade() -> None:
             "state = 'open' AND reason IN ('insufficient_credits', 'no_allocation')"
         ),
     )
-    for name in (*FUNCTIONS, *REPLACED):
+    for name in (*FUNCTIONS, *REPLACED, *VIEWS):
         op.execute(sql.statement(name))
     op.execute(
         """
@@ -127,6 +129,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("DROP TRIGGER append_only ON service_prices")
+    for name in VIEWS:
+        op.execute(f"DROP VIEW {name}")
     for name in FUNCTIONS:
         op.execute(f"DROP FUNCTION {name}")
     op.drop_index("dead_letters_debts_idx", table_name="dead_letters")
