@@ -8,6 +8,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from api import metrics
 from api.accesslog import AccessLog
 from api.bodies import BodyLimit
 from api.errors import UnforeseenErrors, answer_errors_of
@@ -56,5 +57,6 @@ def create_app(settings: Settings) -> FastAPI:
     )
     answer_errors_of(app)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     app.include_router(gate.router)
     return app
