@@ -34,7 +34,7 @@ _DEAD_BY_REASON: Final = """
         count(DISTINCT user_id) AS users,
         min(detail) AS example
     FROM dead_letters
-    WHERE org_id IS NOT DISTINCT FROM %(org_id)s OR org_id IS NULL
+    WHERE state = 'open' AND (org_id = %(org_id)s OR org_id IS NULL)
     GROUP BY reason
     ORDER BY letters DESC, reason
 """
@@ -57,7 +57,7 @@ def usage_by_service(database: Database, org_id: UUID) -> Rows:
 
 
 def dead_letters_by_reason(database: Database, org_id: UUID) -> Rows:
-    """Dead letters of an organization, and those that name none, with an example each."""
+    """Open dead letters of an organization, and those that name none, with an example each."""
     return _rows(database, _DEAD_BY_REASON, org_id)
 
 

@@ -4,7 +4,19 @@ import logging
 
 import typer
 
-from ops.commands import demo, emit, holds, org, prices, reconcile, replay, status, up
+from ops.commands import (
+    credits,
+    demo,
+    emit,
+    holds,
+    org,
+    prices,
+    reconcile,
+    replay,
+    resets,
+    status,
+    up,
+)
 from schema.logs import configure_logs
 
 app = typer.Typer(
@@ -28,6 +40,8 @@ app.command()(replay.replay)
 app.command()(status.status)
 app.command()(reconcile.reconcile)
 app.command()(holds.holds)
+app.add_typer(credits.app, name="credits")
+app.add_typer(resets.app, name="resets")
 app.add_typer(prices.app, name="prices")
 app.command()(demo.demo)
 

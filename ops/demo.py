@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,6 +16,7 @@ from redis import Redis
 
 from ledger import reports
 from ledger.database import Database
+from ledger.holds import DEFAULT_SECONDS
 from ledger.organizations import (
     CreatedOrganization,
     TestOrganization,
@@ -22,6 +24,7 @@ from ledger.organizations import (
     create_test_organization,
 )
 from ledger.reconcile import Report, reconcile
+from ops.monthend import MonthEnd, end_month, poorest
 from ops.simulate import Operation, operations
 from ops.stack import Stack, Tell
 from producers import UsageProducer
@@ -35,6 +38,7 @@ PRECHECK: Final = "/api/v1/precheck"
 OPERATIONS: Final = 600
 SECONDS_PER_OPERATION: Final = 0.012
 DUPLICATE_RATE: Final = 0.04
+LOST_AFTER_SECONDS: Final = 2
 DRAIN_TIMEOUT_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.1
 
@@ -60,6 +64,7 @@ class Tally:
     failed: int = 0
     succeeded: int = 0
     sent_twice: int = 0
+    lost: int = 0
     malformed: int = 0
     reported: set[str] = field(default_factory=set)
 
@@ -74,6 +79,7 @@ class Story:
     balances: reports.Rows
     by_service: reports.Rows
     dead_letters: reports.Rows
+    month_end: MonthEnd
     report: Report
     accounted: bool
     """Whether every reported request ended as charged or dead, and none was charged twice."""
@@ -98,6 +104,7 @@ def run_demo(stack: Stack, settings: Settings, token: str, tell: Tell) -> Story:
     ):
         tell(f"simulating {OPERATIONS} operations: hold, run, report or release")
         users = [user.user_id for user in organization.users]
+        _lose_operation(users[0], gate, tally)
         started = time.monotonic()
         for number, operation in enumerate(operations(users, OPERATIONS)):
             if number == OPERATIONS // 2:
@@ -108,14 +115,13 @@ def run_demo(stack: Stack, settings: Settings, token: str, tell: Tell) -> Story:
         _send_rubbish(client, organization.org_id, settings.shards, tally)
         tell("waiting for the queue to run dry")
         seconds = _wait_for_drain(client, settings.shards)
-    return _story(database, organization, tally, seconds)
+    return _story(database, organization, tally, seconds, tell)
 
 
 def _story(
-    database: Database, organization: CreatedOrganization, tally: Tally, seconds: float
+    database: Database, organization: CreatedOrganization, tally: Tally, seconds: float, tell: Tell
 ) -> Story:
     org_id = organization.org_id
-    outcomes = reports.outcomes(database, org_id)
     return Story(
         organization=organization,
         tally=tally,
@@ -123,18 +129,23 @@ def _story(
         balances=reports.balances(database, org_id),
         by_service=reports.usage_by_service(database, org_id),
         dead_letters=reports.dead_letters_by_reason(database, org_id),
+        month_end=end_month(database, organization, tell),
         report=reconcile(database),
-        accounted=_accounted(outcomes, tally),
+        accounted=_accounted(reports.outcomes(database, org_id), tally),
     )
 
 
 def _accounted(outcomes: dict[str, str], tally: Tally) -> bool:
-    """Reported requests are charged or dead, the others that were held are released."""
-    settled = {name for name, state in outcomes.items() if state in ("charged", "dead")}
-    released = [name for name, state in outcomes.items() if state == "released"]
-    return settled == tally.reported and len(released) == tally.failed == len(outcomes) - len(
-        settled
-    )
+    """Reported requests are charged or dead; of the others, holds were released or ran out."""
+    by_state: defaultdict[str, set[str]] = defaultdict(set)
+    for name, state in outcomes.items():
+        by_state[state].add(name)
+    settled = by_state.pop("charged", set()) | by_state.pop("dead", set())
+    unsettled = {state: len(names) for state, names in by_state.items()}
+    return settled == tally.reported and unsettled == {
+        "released": tally.failed,
+        "expired": tally.lost,
+    }
 
 
 class Gate:
@@ -145,8 +156,8 @@ class Gate:
         self._client = httpx.Client(base_url=api_url, headers=headers)
         self._org_id = str(org_id)
 
-    def allows(self, operation: Operation) -> bool:
-        """Whether the operation may run; its credits are then held."""
+    def allows(self, operation: Operation, seconds: int = DEFAULT_SECONDS) -> bool:
+        """Whether the operation may run; its credits are then held, for so many seconds."""
         body = {
             "org_id": self._org_id,
             "user_id": operation.user_id,
@@ -154,6 +165,7 @@ class Gate:
             "variant": operation.kind.variant,
             "quantity": str(operation.quantity),
             "request_id": operation.request_id,
+            "hold_ttl_seconds": seconds,
         }
         answer = self._client.post(PRECHECK, json=body)
         if answer.status_code not in (httpx.codes.OK, httpx.codes.PAYMENT_REQUIRED):
@@ -201,12 +213,19 @@ def _keep_pace(started: float, number: int) -> None:
         time.sleep(ahead)
 
 
+def _lose_operation(user_id: str, gate: Gate, tally: Tally) -> None:
+    """An operation is allowed, and then neither reported nor released."""
+    (operation,) = operations([user_id], 1, seed=3)
+    gate.allows(operation, LOST_AFTER_SECONDS)
+    tally.operations += 1
+    tally.lost += 1
+
+
 def _forget_to_ask(
     organization: CreatedOrganization, producer: UsageProducer, tally: Tally
 ) -> None:
     """Some operations run without a pre-check by a user who has run out."""
-    poorest = min(organization.users, key=lambda user: user.allocated_credits)
-    for operation in operations([poorest.user_id], 20, seed=11):
+    for operation in operations([poorest(organization).user_id], 20, seed=11):
         event = operation.event(organization.org_id)
         producer.emit(event)
         tally.operations += 1

@@ -11,10 +11,27 @@ from celery.signals import setup_logging
 
 from schema.logs import configure_logs
 from schema.settings import Settings, load_settings
-from schema.wire import CELERY_QUEUE, TASK_EXPIRE_HOLDS, TASK_SWEEP
+from schema.wire import (
+    CELERY_QUEUE,
+    TASK_EXPIRE_HOLDS,
+    TASK_RECONCILE,
+    TASK_RESET_DUE,
+    TASK_ROLL_OVER,
+    TASK_SETTLE,
+    TASK_SWEEP,
+)
 
 SWEEP_SECONDS: Final = 1.0
-EXPIRE_HOLDS_SECONDS: Final = 10.0
+
+SCHEDULE_SECONDS: Final = {
+    TASK_SWEEP: SWEEP_SECONDS,
+    TASK_EXPIRE_HOLDS: 10.0,
+    TASK_SETTLE: 5.0,
+    TASK_RESET_DUE: 60.0,
+    TASK_ROLL_OVER: 60.0,
+    TASK_RECONCILE: 300.0,
+}
+"""How often beat starts each task; they compute what is due, so a missed start is no loss."""
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
@@ -38,16 +55,12 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_enable_remote_control": True,
         "beat_schedule": {
-            "sweep the usage streams": {
-                "task": TASK_SWEEP,
-                "schedule": SWEEP_SECONDS,
-                "options": {"expires": 2 * SWEEP_SECONDS},
-            },
-            "expire overdue holds": {
-                "task": TASK_EXPIRE_HOLDS,
-                "schedule": EXPIRE_HOLDS_SECONDS,
-                "options": {"expires": EXPIRE_HOLDS_SECONDS},
-            },
+            task: {
+                "task": task,
+                "schedule": seconds,
+                "options": {"expires": max(seconds, 2 * SWEEP_SECONDS)},
+            }
+            for task, seconds in SCHEDULE_SECONDS.items()
         },
         "beat_max_loop_interval": SWEEP_SECONDS,
         "timezone": "UTC",

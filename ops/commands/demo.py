@@ -9,6 +9,7 @@ import typer
 
 from ops.commands import reconcile
 from ops.demo import Story, run_demo
+from ops.monthend import MonthEnd
 from ops.output import AsJson, aside, console, errors_reported, print_json, table
 from ops.servers import free_port
 from ops.stack import Stack
@@ -46,6 +47,7 @@ def _document(story: Story) -> dict[str, Any]:
         "balances": story.balances,
         "usage_by_service": story.by_service,
         "dead_letters": story.dead_letters,
+        "month_end": asdict(story.month_end),
         "accounted": story.accounted,
         "reconcile": reconcile.as_document(story.report),
     }
@@ -63,6 +65,7 @@ def _show(story: Story) -> None:
     _print_rows("Balances (credits)", story.balances)
     _print_rows("Attribution by service (credits, USD)", story.by_service)
     _print_rows("Dead letters", story.dead_letters)
+    _show_month_end(story.month_end)
     reconcile.show(story.report)
     verdict = (
         "[green]every reported request is charged once or kept as a dead letter[/]"
@@ -70,6 +73,17 @@ def _show(story: Story) -> None:
         else "[red]reported requests and ledger differ[/]"
     )
     console.print(f"{verdict}: {len(story.tally.reported)} requests")
+
+
+def _show_month_end(end: MonthEnd) -> None:
+    for hold in end.lost:
+        console.print(
+            f"suspected lost operation: {hold.service_type} of {hold.user_id}, {hold.credits:,} "
+            "credits were held and are free again",
+            highlight=False,
+        )
+    console.print(f"{end.debts} dead letters were charged after a top-up", highlight=False)
+    _print_rows("Balances after the monthly reset (credits)", end.balances)
 
 
 def _print_rows(title: str, rows: Any) -> None:  # noqa: ANN401 - rows of any report

@@ -23,6 +23,10 @@ def test_demo_accounts_for_everything(tmp_path: Path) -> None:
     assert story["tally"]["sent_twice"] > 0
     reasons = {row["reason"] for row in story["dead_letters"]}
     assert {"insufficient_credits", "malformed", "invalid"} <= reasons
+    end = story["month_end"]
+    assert len(end["lost"]) == story["tally"]["lost"] == 1
+    assert end["debts"] > 0
+    assert all(row["used_credits"] == 0 for row in end["balances"])
     services = {row["service_type"] for row in story["usage_by_service"]}
     assert len(services) > 10
     assert any("kill -9" in line for line in done.err.splitlines())

@@ -1,11 +1,13 @@
-"""One act, done by many threads at once."""
+"""One act, done by many threads at once, or by one that has to wait."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from ledger.database import Database
 from schema.errors import MeteringError
+from tests.integration.ledger.world import World
 
 RACERS = 16
 
@@ -34,3 +36,11 @@ def race(
         thread.join(60)
     database.close()
     return outcomes
+
+
+def await_lock(world: World) -> None:
+    """Return once somebody waits for a lock in the database."""
+    waiting = "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    deadline = time.monotonic() + 30
+    while not world.rows(waiting, "pid"):
+        assert time.monotonic() < deadline

@@ -1,10 +1,12 @@
 """Allocations: credits moved to a user and back, switched off, and never moved twice."""
 
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from ledger import allocations, holds
@@ -20,7 +22,7 @@ from schema.errors import (
 )
 from schema.periods import ResetPeriod
 from tests.integration.ledger.books import assert_balanced
-from tests.integration.ledger.race import race
+from tests.integration.ledger.race import await_lock, race
 from tests.integration.ledger.world import NOW, World, event, open_world
 
 NOWHERE = UUID(int=1)
@@ -325,6 +327,26 @@ def test_more_allocations_than_one_batch_return_credits(
     world.sql.execute("UPDATE user_credit_allocations SET is_active = false")
     assert allocations.return_unused(world.database, NOW) == 5
     assert world.pool(org_id) == (1000, 0, 0)
+
+
+def test_what_is_switched_on_meanwhile_keeps_its_credits(
+    world: World, org_id: UUID, database_url: str
+) -> None:
+    allocate(world, org_id)
+    hold(world, org_id)
+    deactivate(world, org_id)
+    holds.release(world.database, org_id, "r-1", NOW)
+    returned: list[int] = []
+    second = threading.Thread(
+        target=lambda: returned.append(allocations.return_unused(world.database, NOW))
+    )
+    with psycopg.connect(database_url) as first:
+        first.execute("SELECT allocate_credits_to_user(%s, 'ada', 5)", (org_id,))
+        second.start()
+        await_lock(world)
+    second.join(30)
+    assert returned == [0]
+    assert world.allocations(org_id) == {"ada": (15, 0)}
 
 
 # Idempotency keys

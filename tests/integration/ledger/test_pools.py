@@ -1,7 +1,6 @@
 """Pools: credits put in once, by kind; refreshes and overage switched on and off."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,8 +11,9 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from ledger import pools
+from ledger import idempotency, pools
 from ledger.database import Database
+from ledger.idempotency import Act
 from ledger.pools import Kind, Pool
 from schema.errors import (
     Conflict,
@@ -23,7 +23,7 @@ from schema.errors import (
 )
 from schema.plans import PlanName
 from tests.integration.ledger.books import assert_balanced
-from tests.integration.ledger.race import race
+from tests.integration.ledger.race import await_lock, race
 from tests.integration.ledger.world import NOW, World, open_world
 
 NOWHERE = UUID(int=1)
@@ -185,6 +185,21 @@ def test_the_same_key_for_something_else_is_refused(world: World, org_id: UUID) 
     assert world.pool(org_id) == (100, 0, 0)
 
 
+def test_the_same_arguments_of_another_act_are_something_else(world: World, org_id: UUID) -> None:
+    add(world, org_id, key="k-1")
+    arguments = {"credits": 100, "kind": "grant", "amount": "0.00", "reason": None}
+
+    def once(name: str) -> Pool:
+        act = Act(name, org_id, arguments, "root", "k-1", NOW)
+        return idempotency.once(
+            world.database, act, Pool, lambda _: pytest.fail("the act was performed")
+        )
+
+    assert once("pools.add").total_credits == 100
+    with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+        once("pools.take")
+
+
 def test_keys_are_an_organizations_own(world: World, org_id: UUID) -> None:
     other = world.organization()
     add(world, org_id, 1, key="k" * 255)
@@ -236,10 +251,7 @@ def test_a_call_that_waited_for_a_failed_one_does_the_act(
             (org_id,),
         )
         second.start()
-        waiting = "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        deadline = time.monotonic() + 30
-        while not world.rows(waiting, "pid"):
-            assert time.monotonic() < deadline
+        await_lock(world)
         first.rollback()
     second.join(30)
     assert outcomes == [pools.get(world.database, org_id)]
