@@ -25,9 +25,20 @@ lint: setup ## Style, types and import contracts only
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: test-deep
+test-deep: setup ## The life of credits against its model, 2,000 random histories
+	LIFE_EXAMPLES=2000 $(BIN)/python -m pytest tests/integration/ledger/test_life_of_credits.py --timeout 7200
+
+.PHONY: mutants
+mutants: setup ## Break the code on purpose, one guard at a time, and see the tests go red
+	$(BIN)/python -m tests.mutants
+
 .PHONY: bench
-bench: setup ## Measure the pipeline against one Celery task per event
+bench: setup ## Measure drains, holds, resets and reconciliation
 	$(BIN)/python -m benchmarks apply
+	$(BIN)/python -m benchmarks holds
+	$(BIN)/python -m benchmarks resets
+	$(BIN)/python -m benchmarks reconcile
 
 .PHONY: chaos
 chaos: setup ## Replay a large file while workers and servers are killed
