@@ -245,9 +245,7 @@ def _next_period(account: Account) -> tuple[datetime, datetime]:
     zone = zone_of(account.timezone)
     # A period that others wrote, or that a change of time zone moved, may end off the anchor's
     # grid. Then it is the anchor: the stretch to the next boundary would be billed as a whole.
-    on_grid = start == anchor or start == next_boundary(
-        anchor, step, zone, start - datetime.resolution
-    )
+    on_grid = start == next_boundary(anchor, step, zone, start - datetime.resolution)
     if old.status is Status.TRIALING or not on_grid:
         anchor = start
     return anchor, next_boundary(anchor, step, zone, start)

@@ -211,7 +211,7 @@ def _insert(connection: Connection, new: Subscription, cycle_days: int | None) -
         trial_ends_at=new.trial_ends_at,
         period_start=new.current_period_start,
         period_end=new.current_period_end,
-        anchor=new.trial_ends_at or new.current_period_start,
+        anchor=new.current_period_start,
         created_at=new.created_at,
     )
     if not inserted.rowcount:
@@ -367,7 +367,7 @@ def roll_over(database: Database, now: datetime, batch: int = BATCH) -> RollOver
 
 
 def _roll_over(connection: Connection, org_ids: Sequence[UUID], now: datetime) -> RollOver:
-    accounts = [account for account in _lock(connection, org_ids) if account.is_due(now)]
+    accounts = _lock(connection, org_ids)
     turns: list[Turn] = []
     for account in accounts:
         try:

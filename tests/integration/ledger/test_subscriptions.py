@@ -746,6 +746,25 @@ def test_what_was_to_end_later_can_end_now(world: World, org_id: UUID) -> None:
     }
 
 
+def test_what_has_ended_by_now_is_not_live(world: World, org_id: UUID) -> None:
+    """Also before the roll-over has said so."""
+    subscribe(world, org_id)
+    cancel(world, org_id, START, at_period_end=True)
+    with pytest.raises(NotFound):
+        subscriptions.change_plan(world.database, org_id, HYBRID, now=FEBRUARY)
+    with pytest.raises(NotFound):
+        cancel(world, org_id, FEBRUARY, at_period_end=False)
+
+
+def test_an_ended_subscription_stays_out_of_its_successors_life(world: World, org_id: UUID) -> None:
+    subscribe(world, org_id)
+    first = cancel(world, org_id, START, at_period_end=False)
+    subscribe(world, org_id, HYBRID)
+    assert roll(world, FEBRUARY) == RollOver(rolled=1, invoices=1)
+    where = f"organization_subscriptions WHERE id = '{first.id}'"
+    assert world.rows(where, "canceled_at", "current_period_end") == [(START, FEBRUARY)]
+
+
 @pytest.mark.parametrize("at_period_end", [True, False])
 def test_periods_before_a_cancellation_are_billed(
     world: World, org_id: UUID, at_period_end: bool
