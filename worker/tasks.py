@@ -117,6 +117,10 @@ def reset_due() -> None:
         report = resets.reset_due(_database(), now)
         returned = allocations.return_unused(_database(), now)
         figures.update(asdict(report), deactivated_returned=returned)
+        if not report.allocations_reset:
+            # What the last resets lacked is news until the next ones.
+            before = runs.latest(_database(), TASK_RESET_DUE)
+            figures["credits_short"] = before.figures["credits_short"] if before else 0
         if report.credits_short:
             log.warning("pools could not cover their resets", **asdict(report))
 

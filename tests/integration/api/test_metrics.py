@@ -11,8 +11,9 @@ from pydantic import SecretStr
 
 from api.app import create_app
 from ledger import runs
+from ledger.checks import CHECKS
 from ledger.database import Database
-from ledger.reconcile import CHECKS, reconcile
+from ledger.reconcile import reconcile
 from ledger.resets import ResetReport
 from ops.servers import LOOPBACK, free_port
 from schema.settings import Settings

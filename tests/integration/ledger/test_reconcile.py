@@ -9,9 +9,10 @@ import pytest
 
 from benchmarks.reconcile import measure
 from ledger import debts, holds
+from ledger.checks import CHECKS
 from ledger.database import Database
 from ledger.gate import Operation
-from ledger.reconcile import CHECKS, MAX_DRIFTS_PER_CHECK, Report, reconcile
+from ledger.reconcile import MAX_DRIFTS_PER_CHECK, Report, reconcile
 from schema.plans import PlanName
 from tests.integration.ledger.world import NOW, World, event, open_world
 

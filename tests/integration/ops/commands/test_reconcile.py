@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ledger.apply import apply_batch
+from ledger.checks import CHECKS
 from ledger.database import Database
 from ledger.decisions import Entry
-from ledger.reconcile import CHECKS
 from ops.cli import app
 from schema.events import UsageEvent
 from schema.settings import Settings
