@@ -1,9 +1,10 @@
-"""The two showpieces stay alive: the demonstration and the benchmark."""
+"""The showpieces stay alive: the demonstration and the benchmarks."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,18 +33,39 @@ def test_demo_accounts_for_everything(tmp_path: Path) -> None:
     assert any("kill -9" in line for line in done.err.splitlines())
 
 
-def test_benchmark_compares_all_cases() -> None:
-    command = [
-        *(sys.executable, "-m", "benchmarks", "apply", "--json"),
-        *("--events", "1000", "--baseline-events", "50", "--rounds", "1"),
-    ]
+def measured(*arguments: str) -> dict[str, Any]:
     done = subprocess.run(
-        command, env=clean_environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks", *arguments, "--json"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def test_benchmark_compares_all_cases() -> None:
+    figures = measured("apply", "--events", "1000", "--baseline-events", "50", "--rounds", "1")
     for case in ("baseline", "pipeline_hot", "pipeline_spread", "ceiling"):
         assert figures[case] > 0
     assert set(figures["ratios"]) == {
         "spread_to_baseline", "hot_to_baseline", "spread_to_ceiling",
     }  # fmt: skip
+
+
+def test_holds_are_faster_than_asking_on_a_new_connection() -> None:
+    figures = measured("holds", "--holds", "400", "--baseline-calls", "100", "--rounds", "1")
+    assert figures["ratios"]["holds_to_baseline"] > 1
+
+
+def test_the_benchmark_of_resets_resets_all() -> None:
+    figures = measured("resets", "--allocations", "300")
+    assert figures["allocations"] == 300
+    assert figures["charges"] > 0
+
+
+def test_the_benchmark_of_reconciliation_reconciles_a_sound_ledger() -> None:
+    figures = measured("reconcile", "--attributions", "3000")
+    assert (figures["charged"], figures["is_clean"]) == (3000, True)
