@@ -32,6 +32,7 @@ from redis import Redis
 
 import migrations
 from benchmarks.baseline import QUEUE, TASK
+from benchmarks.organizations import make_organizations
 from ledger.apply import apply_batch
 from ledger.clock import utc_now
 from ledger.database import Database, run
@@ -148,33 +149,11 @@ def _bench(workers: int) -> Iterator[Bench]:
                 stream.connect(settings) as client,
                 Celery(broker=valkey.url, set_as_current=False) as celery,
             ):
-                organizations = _organizations(database)
+                organizations = make_organizations(
+                    database, SPREAD_ORGANIZATIONS, users=USERS, credits_each=CREDITS_EACH
+                )
                 yield Bench(settings, database, client, celery, organizations, directory, workers)
             database.close()
-
-
-def _organizations(database: Database) -> list[UUID]:
-    made = [uuid4() for _ in range(SPREAD_ORGANIZATIONS)]
-    with database.transaction() as connection:
-        for org_id in made:
-            run(
-                connection,
-                "INSERT INTO organizations (id, name, display_name) "
-                "VALUES (%(org_id)s, %(name)s, 'bench')",
-                org_id=org_id,
-                name=str(org_id),
-            )
-            total = USERS * CREDITS_EACH
-            run(connection, "SELECT add_credits_to_pool(%(o)s, %(n)s)", o=org_id, n=total)
-            run(
-                connection,
-                "SELECT allocate_credits_to_user(%(o)s, 'user-' || n, %(c)s) "
-                "FROM generate_series(1, %(users)s) n",
-                o=org_id,
-                c=CREDITS_EACH,
-                users=USERS,
-            )
-    return made
 
 
 def _events(organizations: Sequence[UUID], count: int) -> list[tuple[UUID, dict[str, Any]]]:

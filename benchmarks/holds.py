@@ -25,9 +25,10 @@ from uuid import UUID, uuid4
 import psycopg
 
 import migrations
+from benchmarks.organizations import make_organizations
 from ledger import holds
 from ledger.clock import utc_now
-from ledger.database import Database, run
+from ledger.database import Database
 from ledger.gate import Operation
 from ops.servers import embedded_servers
 
@@ -138,26 +139,7 @@ def _database(connections: int) -> Iterator[tuple[str, Database]]:
 
 def _users(database: Database) -> list[User]:
     """Neighbours in the list are of different organizations."""
-    made = [uuid4() for _ in range(ORGANIZATIONS)]
-    with database.transaction() as connection:
-        for org_id in made:
-            run(
-                connection,
-                "INSERT INTO organizations (id, name, display_name) "
-                "VALUES (%(org_id)s, %(name)s, 'bench')",
-                org_id=org_id,
-                name=str(org_id),
-            )
-            total = USERS * CREDITS_EACH
-            run(connection, "SELECT add_credits_to_pool(%(o)s, %(n)s)", o=org_id, n=total)
-            run(
-                connection,
-                "SELECT allocate_credits_to_user(%(o)s, 'user-' || n, %(c)s) "
-                "FROM generate_series(1, %(users)s) n",
-                o=org_id,
-                c=CREDITS_EACH,
-                users=USERS,
-            )
+    made = make_organizations(database, ORGANIZATIONS, users=USERS, credits_each=CREDITS_EACH)
     return [(org_id, f"user-{number}") for number in range(1, USERS + 1) for org_id in made]
 
 
