@@ -27,7 +27,7 @@ lint: setup ## Style, types and import contracts only
 
 .PHONY: test-deep
 test-deep: setup ## The life of credits against its model, 2,000 random histories
-	LIFE_EXAMPLES=2000 $(BIN)/python -m pytest tests/integration/ledger/test_life_of_credits.py --timeout 7200
+	LIFE_EXAMPLES=2000 $(BIN)/python -m pytest tests/integration/ledger/test_life_of_credits.py
 
 .PHONY: mutants
 mutants: setup ## Break the code on purpose, one guard at a time, and see the tests go red
