@@ -10,36 +10,23 @@ All cases run in one go on one pair of embedded servers, with the same number of
 
 import gc
 import json
-import os
-import random
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from celery import Celery
-from redis import Redis
-
-import migrations
 from benchmarks.baseline import QUEUE, TASK
-from benchmarks.organizations import make_organizations
+from benchmarks.bench import ORGANIZATIONS, Bench, make_events, running_bench, running_worker
 from ledger.apply import apply_batch
 from ledger.clock import utc_now
 from ledger.database import Database, run
 from ledger.decisions import Entry
 from ops.output import aside
-from ops.servers import embedded_servers, wait_until
-from schema.settings import Settings, load_settings
+from ops.servers import wait_until
 from schema.wire import (
     CELERY_QUEUE,
     EVENT_FIELD,
@@ -50,9 +37,6 @@ from schema.wire import (
 )
 from worker import stream
 
-USERS: Final = 100
-SPREAD_ORGANIZATIONS: Final = 100
-CREDITS_EACH: Final = 10_000_000
 BATCH_EVENTS: Final = 1000
 PATIENCE_SECONDS: Final = 300.0
 GOALS: Final = {"spread_to_baseline": 40.0, "hot_to_baseline": 25.0, "spread_to_ceiling": 0.6}
@@ -100,19 +84,6 @@ class Figures:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """The servers of one run, and where its events go."""
-
-    settings: Settings
-    database: Database
-    client: "Redis"
-    celery: Celery
-    organizations: Sequence[UUID]
-    directory: Path
-    workers: int
-
-
 def tell_aside(text: str) -> None:
     """Show progress beside the result."""
     aside.print(f"[dim]{text}[/]", highlight=False)
@@ -121,7 +92,7 @@ def tell_aside(text: str) -> None:
 def measure(plan: Plan, tell: Callable[[str], None]) -> Figures:
     """Run every case `plan.rounds` times."""
     figures = Figures()
-    with _bench(plan.workers) as bench:
+    with running_bench(plan.workers) as bench:
         for number in range(1, plan.rounds + 1):
             tell(f"round {number} of {plan.rounds}: baseline")
             figures.baseline.append(_baseline(bench, plan.baseline_events))
@@ -136,50 +107,10 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Figures:
     return figures
 
 
-@contextmanager
-def _bench(workers: int) -> Iterator[Bench]:
-    with tempfile.TemporaryDirectory(prefix="metering-bench-") as name:
-        directory = Path(name)
-        with embedded_servers(directory) as (postgres, valkey):
-            postgres.ensure_database()
-            migrations.upgrade(postgres.url)
-            settings = load_settings(database_url=postgres.url, redis_url=valkey.url)
-            database = Database.of(settings)
-            with (
-                stream.connect(settings) as client,
-                Celery(broker=valkey.url, set_as_current=False) as celery,
-            ):
-                organizations = make_organizations(
-                    database, SPREAD_ORGANIZATIONS, users=USERS, credits_each=CREDITS_EACH
-                )
-                yield Bench(settings, database, client, celery, organizations, directory, workers)
-            database.close()
-
-
-def _events(organizations: Sequence[UUID], count: int) -> list[tuple[UUID, dict[str, Any]]]:
-    now = datetime.now(UTC).isoformat()
-    made = []
-    for _ in range(count):
-        org_id = random.choice(organizations)
-        event = {
-            "request_id": f"req-{uuid4()}",
-            "org_id": str(org_id),
-            "user_id": f"user-{random.randint(1, USERS)}",
-            "service_type": "llm",
-            "variant": "claude-sonnet",
-            "quantity": f"{random.randint(1, 4000) / 1000:.3f}",
-            "api_cost": "0.0042",
-            "occurred_at": now,
-            "metadata": {"operation": "summarize", "company_id": "c-4711", "cache_hit": False},
-        }
-        made.append((org_id, event))
-    return made
-
-
 def _baseline(bench: Bench, count: int) -> float:
     already = _charged(bench)
-    with _worker(bench, "benchmarks.baseline", "-Q", "idle"):
-        for _, event in _events(bench.organizations, count):
+    with running_worker(bench, "benchmarks.baseline", "-Q", "idle"):
+        for _, event in make_events(bench.organizations, count):
             bench.celery.send_task(TASK, (event | {"credits": 7},), queue=QUEUE)
         started = time.perf_counter()
         bench.celery.control.add_consumer(QUEUE)
@@ -194,9 +125,9 @@ def _charged(bench: Bench) -> int:
 
 
 def _pipeline(bench: Bench, organizations: Sequence[UUID], count: int) -> float:
-    with _worker(bench, "worker.app"):
+    with running_worker(bench, "worker.app"):
         with bench.client.pipeline(transaction=False) as pipeline:
-            for org_id, event in _events(organizations, count):
+            for org_id, event in make_events(organizations, count):
                 name = stream_name(shard_of(org_id, bench.settings.shards))
                 pipeline.xadd(name, {EVENT_FIELD: json.dumps(event)})
             pipeline.execute()
@@ -223,11 +154,11 @@ def _sweep_until_empty(bench: Bench) -> None:
 
 def _ceiling(bench: Bench, count: int) -> float:
     """The same batches, made beforehand, in as many processes as there are workers."""
-    share = -(-SPREAD_ORGANIZATIONS // bench.workers)
+    share = -(-ORGANIZATIONS // bench.workers)
     url = bench.settings.database_url.get_secret_value()
     jobs = [
         _payloads(bench.organizations[start : start + share], count // bench.workers)
-        for start in range(0, SPREAD_ORGANIZATIONS, share)
+        for start in range(0, ORGANIZATIONS, share)
     ]
     with ProcessPoolExecutor(bench.workers, mp_context=get_context("spawn")) as processes:
         for waited in [processes.submit(_straight, url, [b""]) for _ in jobs]:
@@ -239,7 +170,7 @@ def _ceiling(bench: Bench, count: int) -> float:
 
 
 def _payloads(organizations: Sequence[UUID], count: int) -> list[bytes]:
-    return [json.dumps(event).encode() for _, event in _events(organizations, count)]
+    return [json.dumps(event).encode() for _, event in make_events(organizations, count)]
 
 
 def _straight(url: str, payloads: Sequence[bytes]) -> int:
@@ -253,25 +184,3 @@ def _straight(url: str, payloads: Sequence[bytes]) -> int:
             charged += apply_batch(connection, batch, utc_now()).charged
     database.close()
     return charged
-
-
-@contextmanager
-def _worker(bench: Bench, app: str, *options: str) -> Iterator[None]:
-    environment = os.environ | {
-        "METERING_DATABASE_URL": bench.settings.database_url.get_secret_value(),
-        "METERING_REDIS_URL": bench.settings.redis_url.get_secret_value(),
-    }
-    command = [
-        *(sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO"),
-        *("--concurrency", str(bench.workers), "--without-gossip", "--without-mingle"),
-        *options,
-    ]
-    log_path = bench.directory / f"{app}.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    try:
-        wait_until(lambda: b"ready." in log_path.read_bytes(), "the worker", 60)
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
