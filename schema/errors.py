@@ -9,11 +9,21 @@ The API renders it, the command line prints it, the worker dead-letters by it::
     │       └── InvalidEvent           a field breaks its rule
     ├── NotAuthenticated          401  not_authenticated
     ├── InsufficientCredits       402  insufficient_credits
-    ├── NoAllocation              403  no_allocation
+    ├── Forbidden                 403  forbidden
+    │   ├── NoAllocation          403  no_allocation
+    │   ├── NotAMember            403  not_a_member
+    │   └── NoOrganization        403  no_organization
     ├── NotFound                  404  not_found
     ├── MethodNotAllowed          405  method_not_allowed
     ├── Conflict                  409  conflict
+    │   ├── RequestIdConflict     409  request_id_conflict
+    │   ├── SubscriptionExists    409  subscription_exists
+    │   ├── OrganizationExists    409  organization_exists
+    │   ├── MemberExists          409  member_exists
+    │   └── NoSeatLeft            409  no_seat_left
     ├── BodyTooLarge              413  body_too_large
+    ├── UnsupportedMediaType      415  unsupported_media_type
+    ├── RateLimitExceeded         429  rate_limit_exceeded
     ├── Unavailable               503  unavailable
     │   ├── LedgerUnavailable          PostgreSQL is away
     │   └── QueueUnavailable           Redis is away
@@ -94,7 +104,10 @@ class NotAuthenticated(MeteringError):
 
     code = "not_authenticated"
     status = 401
-    suggested_action = "Send a valid service token as 'Authorization: Bearer …'."
+    suggested_action = (
+        "Log in for a session (cookie 'session_token'), or send a service token as "
+        "'Authorization: Bearer …'."
+    )
 
 
 class InsufficientCredits(MeteringError):
@@ -105,12 +118,33 @@ class InsufficientCredits(MeteringError):
     suggested_action = "Ask an organization admin to allocate more credits."
 
 
-class NoAllocation(MeteringError):
+class Forbidden(MeteringError):
+    """The caller is known, and may not do this."""
+
+    code = "forbidden"
+    status = 403
+    suggested_action = "Ask somebody who has the role or scope that this needs."
+
+
+class NoAllocation(Forbidden):
     """The user has no active allocation in this organization."""
 
     code = "no_allocation"
-    status = 403
     suggested_action = "Ask an organization admin to allocate credits to this user."
+
+
+class NotAMember(Forbidden):
+    """The user does not belong to the organization whose credits are to be spent."""
+
+    code = "not_a_member"
+    suggested_action = "Choose an organization of this user, or have an admin add them to this one."
+
+
+class NoOrganization(Forbidden):
+    """The user belongs to no organization at all."""
+
+    code = "no_organization"
+    suggested_action = "Have an organization admin add this user to their organization."
 
 
 class NotFound(MeteringError):
@@ -143,6 +177,57 @@ class Conflict(MeteringError):
     code = "conflict"
     status = 409
     suggested_action = "Look at the existing object and decide which one is right."
+
+
+class RequestIdConflict(Conflict):
+    """The request id stands for another request, or for one that has ended."""
+
+    code = "request_id_conflict"
+    suggested_action = "Give every operation a request id of its own."
+
+
+class SubscriptionExists(Conflict):
+    """The organization has a live subscription already."""
+
+    code = "subscription_exists"
+    suggested_action = "Change the plan of the live subscription, or cancel it first."
+
+
+class OrganizationExists(Conflict):
+    """The name of an organization is taken."""
+
+    code = "organization_exists"
+    suggested_action = "Choose another name."
+
+
+class MemberExists(Conflict):
+    """The user belongs to the organization already."""
+
+    code = "member_exists"
+    suggested_action = "Look the member up in the list of members."
+
+
+class NoSeatLeft(Conflict):
+    """The organization has as many members as it has seats."""
+
+    code = "no_seat_left"
+    suggested_action = "Raise the organization's max_seats, or remove a member."
+
+
+class UnsupportedMediaType(MeteringError):
+    """The request body is of a kind that this path does not read."""
+
+    code = "unsupported_media_type"
+    status = 415
+    suggested_action = "Send the body as one of the media types that the API document names."
+
+
+class RateLimitExceeded(MeteringError):
+    """The caller sent more requests in a minute than they may; `retry_after` is in seconds."""
+
+    code = "rate_limit_exceeded"
+    status = 429
+    suggested_action = "Wait as many seconds as Retry-After says, then go on more slowly."
 
 
 class Unavailable(MeteringError):

@@ -32,6 +32,8 @@ _PATTERNS_IN_WORDS: Final = {
     _NO_NUL_PATTERN: "must not contain a NUL character",
 }
 MAX_CREDITS: Final = 1_000_000
+UNNAMED_SERVICE: Final = "unspecified"
+"""The service of a request that states its credits and says nothing else."""
 MAX_QUANTITY: Final = Decimal(10**12)
 _EARLIEST: Final = datetime(2, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(9998, 12, 31, tzinfo=UTC)
@@ -45,7 +47,8 @@ def _iso_8601(value: object) -> object:
     raise ValueError("must be an ISO 8601 date and time with a UTC offset")
 
 
-def _not_boolean(value: object) -> object:
+def not_boolean(value: object) -> object:
+    """Refuse true and false, which would otherwise be taken for 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("must be a number")
     return value
@@ -58,9 +61,17 @@ Variant = Annotated[str, Field(max_length=100, pattern=_NO_NUL_PATTERN)]
 Quantity = Annotated[
     Decimal,
     Field(gt=0, le=MAX_QUANTITY, max_digits=38, allow_inf_nan=False),
-    BeforeValidator(_not_boolean),
+    BeforeValidator(not_boolean),
 ]
 Credits = Annotated[StrictInt, Field(ge=1, le=MAX_CREDITS)]
+ServiceName = Annotated[str, Field(max_length=200, pattern=_NO_NUL_PATTERN)]
+ApiCost = Annotated[
+    Decimal,
+    Field(ge=0, max_digits=14, decimal_places=6, allow_inf_nan=False),
+    BeforeValidator(not_boolean),
+]
+Moment = Annotated[AwareDatetime, Field(ge=_EARLIEST, le=_LATEST), BeforeValidator(_iso_8601)]
+Metadata = Annotated[dict[str, JsonValue], AfterValidator(clean_metadata)]
 """Field types of events and of the requests that precede them; texts are fit for PostgreSQL."""
 
 
@@ -80,30 +91,19 @@ class UsageEvent(BaseModel):
     org_id: UUID
     user_id: UserId
     service_type: Name
-    service_name: Annotated[str, Field(max_length=200, pattern=_NO_NUL_PATTERN)] | None = None
+    service_name: ServiceName | None = None
     variant: Variant | None = None
     quantity: Quantity = Decimal(1)
     credits: Credits | None = None
-    api_cost: (
-        Annotated[
-            Decimal,
-            Field(ge=0, max_digits=14, decimal_places=6, allow_inf_nan=False),
-            BeforeValidator(_not_boolean),
-        ]
-        | None
-    ) = None
+    api_cost: ApiCost | None = None
     key_source: KeySource = KeySource.MANAGED
-    occurred_at: Annotated[
-        AwareDatetime, Field(ge=_EARLIEST, le=_LATEST), BeforeValidator(_iso_8601)
-    ]
-    metadata: Annotated[dict[str, JsonValue], AfterValidator(clean_metadata)] = Field(
-        default_factory=dict
-    )
+    occurred_at: Moment
+    metadata: Metadata = Field(default_factory=dict)
     source: Name = "loopnet"
     traceparent: Annotated[str, Field(max_length=255, pattern=_NO_NUL_PATTERN)] | None = None
 
     @classmethod
-    def of(cls, **fields: Any) -> "UsageEvent":  # noqa: ANN401 - the fields are checked here
+    def of(cls, /, **fields: Any) -> "UsageEvent":  # noqa: ANN401 - the fields are checked here
         """Build an event, or raise `InvalidEvent` naming what is wrong."""
         return _validated(fields)
 
@@ -147,6 +147,15 @@ def parse_event(payload: bytes) -> UsageEvent:
         MalformedEvent: it is not JSON, not an object, or names a key twice.
         InvalidEvent: a field breaks its rule.
     """
+    return _validated(parse_object(payload))
+
+
+def parse_object(payload: bytes) -> dict[str, Any]:
+    """Read one JSON object, as strictly as events are read.
+
+    Raises:
+        MalformedEvent: it is not JSON, not an object, or names a key twice.
+    """
     try:
         document = jiter.from_json(
             payload, allow_inf_nan=False, cache_mode="keys", catch_duplicate_keys=True
@@ -155,7 +164,7 @@ def parse_event(payload: bytes) -> UsageEvent:
         raise MalformedEvent(f"not a JSON document: {error}") from None
     if not isinstance(document, dict):
         raise MalformedEvent("not a JSON object")
-    return _validated(document)
+    return document
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 """Event metadata: what it may hold, and the removal of secrets (contract.md §1)."""
 
+import json
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from math import isfinite
-from typing import Final
+from typing import Any, Final
 
 from pydantic import JsonValue
 from pydantic_core import to_json
@@ -85,3 +87,35 @@ def _clean(value: JsonValue, levels: int) -> JsonValue:
     elif isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
         raise ValueError(f"must not contain integers of more than {MAX_INTEGER_BITS} bits")
     return value
+
+
+def without_secrets(text: str) -> str:
+    """A JSON document without secret keys, at every depth; any other text as it is.
+
+    Unlike `clean_metadata` this takes a document of any kind and length. One without secrets is
+    not changed by a character.
+    """
+    found = False
+
+    def clean(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal found
+        kept = {}
+        for key, value in pairs:
+            if is_secret_key(key):
+                found = True
+            else:
+                kept[key] = value
+        return kept
+
+    try:
+        document = json.loads(text, strict=False, object_pairs_hook=clean, parse_int=_integer)
+    except (ValueError, RecursionError):
+        return text
+    if not found:
+        return text
+    return json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
+def _integer(digits: str) -> int | float:
+    # Python refuses to read integers of thousands of digits.
+    return int(digits) if len(digits) <= MAX_INTEGER_BITS else float(digits)

@@ -1,17 +1,21 @@
 """All settings, read from `METERING_` environment variables."""
 
 import os
+import re
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from schema.errors import ConfigurationError
 
 PREFIX: Final = "METERING_"
+ORIGIN_PATTERN: Final = re.compile(
+    r"https?://(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:(\d{1,5}|\*))?"
+)
 SERVICE_ROLE: Final = "metering_service"
 
 
@@ -20,6 +24,18 @@ class Environment(StrEnum):
 
     DEVELOPMENT = "development"
     PRODUCTION = "production"
+
+
+class CreditPurchases(StrEnum):
+    """Who may add credits to an organization's pool over HTTP."""
+
+    ADMIN = "admin"
+    SYSTEM = "system"
+
+
+PerMinute = Annotated[int, Field(ge=1, le=100_000_000)]
+Bytes = Annotated[int, Field(ge=1024, le=1024**3)]
+WebAddress = Annotated[str, Field(pattern=r"\A(https?://[^\s/?#]+[^\s?#]*)?\z")]
 
 
 class Settings(BaseSettings):
@@ -52,10 +68,78 @@ class Settings(BaseSettings):
     emit_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 2.0
     """How long `emit` waits for Redis."""
     statement_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
-    """Longest single statement of the workers and of the API."""
+    """Longest single statement of the workers."""
+    api_statement_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
+    """Longest single statement of the API, whose callers wait."""
 
     service_token: SecretStr = SecretStr("")
     """What services present as `Authorization: Bearer …` to the pre-check; empty refuses all."""
+
+    oidc_issuer: WebAddress = ""
+    """Who issues sessions: the address of the Keycloak realm, as tokens say it in `iss`."""
+    oidc_jwks_url: WebAddress = ""
+    """Where the issuer's keys are; where Keycloak has them below the realm unless set."""
+    oidc_audience: Annotated[str, Field(min_length=1)] = "loopnet-metering"
+    """The client that sessions must be for, in `aud` or `azp`."""
+    oidc_leeway_seconds: Annotated[float, Field(ge=0, le=300)] = 30.0
+    """How far the issuer's clock and ours may differ."""
+    dev_issuer: bool = False
+    """Whether the API has a login page without passwords; refused in production."""
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins of front ends, by commas; `https://*.example.com` is any subdomain."""
+    credit_purchases: CreditPurchases = CreditPurchases.ADMIN
+    """Who adds credits to a pool: admins of the organization, or only the system admin."""
+
+    read_limit_per_minute: PerMinute = 100
+    """Reads that one identity may send to the org-billing API."""
+    write_limit_per_minute: PerMinute = 20
+    """Writes that one identity may send to the org-billing API."""
+    gate_limit_per_minute: PerMinute = 600_000
+    """Pre-checks and releases of one identity."""
+    ingest_limit_per_minute: PerMinute = 60_000
+    """Requests with usage, of up to 1,000 events each, and direct charges of one identity."""
+    ops_limit_per_minute: PerMinute = 600
+    """Requests of one identity to the endpoints of operators, and for the state of a request."""
+
+    body_limit_bytes: Bytes = 64 * 1024
+    """Longest request body, but for usage events."""
+    ingest_body_limit_bytes: Bytes = 16 * 1024 * 1024
+    """Longest request body of usage events."""
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        items = (item.strip() for item in value.split(","))
+        return [item for item in items if item]
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not ORIGIN_PATTERN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is not like https://app.example.com or https://*.example.com"
+                )
+        return origins
+
+    @model_validator(mode="after")
+    def _fit_for_production(self) -> Self:
+        if self.dev_issuer and self.env is Environment.PRODUCTION:
+            raise ValueError("METERING_DEV_ISSUER lets anybody in: it cannot be set in production")
+        return self
+
+    @model_validator(mode="after")
+    def _one_issuer(self) -> Self:
+        if self.oidc_jwks_url and self.dev_issuer:
+            raise ValueError(
+                "METERING_DEV_ISSUER has keys of its own: unset METERING_OIDC_JWKS_URL"
+            )
+        if self.oidc_jwks_url and not self.oidc_issuer:
+            raise ValueError("METERING_OIDC_JWKS_URL needs METERING_OIDC_ISSUER")
+        return self
 
     @property
     def celery_broker_url(self) -> str:
@@ -79,7 +163,7 @@ def load_settings(**overrides: object) -> Settings:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         problems = "; ".join(
-            f"{PREFIX}{str(item['loc'][0]).upper()}: {item['msg']}"
+            ": ".join((*(PREFIX + str(name).upper() for name in item["loc"][:1]), item["msg"]))
             for item in error.errors(include_url=False, include_input=False)
         )
         raise ConfigurationError(problems) from None

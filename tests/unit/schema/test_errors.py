@@ -19,6 +19,7 @@ from schema.errors import (
     NotAuthenticated,
     NotFound,
     QueueUnavailable,
+    UnsupportedMediaType,
 )
 
 
@@ -38,6 +39,7 @@ def tree(root: type[MeteringError]) -> Iterator[type[MeteringError]]:
         (NoAllocation, 403, "no_allocation"),
         (NotFound, 404, "not_found"),
         (Conflict, 409, "conflict"),
+        (UnsupportedMediaType, 415, "unsupported_media_type"),
         (InvalidRequest, 422, "invalid_request"),
         (InvalidEvent, 422, "invalid_request"),
         (MalformedEvent, 422, "invalid_request"),

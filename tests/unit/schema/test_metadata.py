@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from schema.metadata import MAX_METADATA_BYTES, clean_metadata, is_secret_key
+from schema.metadata import MAX_METADATA_BYTES, clean_metadata, is_secret_key, without_secrets
 
 SECRET_KEYS: Final = [
     "password", "PASSWORD", "Password", "user_password", "userPassword", "password_hash", "passwd",
@@ -209,3 +209,30 @@ def test_integers_have_a_limit() -> None:
     assert clean_metadata({"a": 2**1024 - 1})
     with pytest.raises(ValueError, match="bits"):
         clean_metadata({"a": 2**1024})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "7", '{"a": 1.50,\n"b": "\\u00e9"}', '{"a": 1, "a": 2}', "[" * 100_000],
+)
+def test_a_text_without_secrets_is_not_changed(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ('{"api_key": "sesame", "a": 1}', {"a": 1}),
+        ('[{"a": [{"password": {"b": 1}}]}]', [{"a": [{}]}]),
+        ('{"metadata": {"token": "sesame"}, "metadata": {}}', {"metadata": {}}),
+        ('{"password": "sesame", "a": "\n"}', {"a": "\n"}),
+        ('{"a": {"ssn": "sesame", "b": "' + "b" * 10_000 + '"}}', {"a": {"b": "b" * 10_000}}),
+    ],
+)
+def test_secrets_of_any_document_are_removed(text: str, left: Any) -> None:
+    assert json.loads(without_secrets(text)) == left
+
+
+def test_odd_values_do_not_save_a_secret() -> None:
+    shown = without_secrets('{"jwt": "sesame", "n": ' + "9" * 10_000 + r', "s": "\ud83d"}')
+    assert shown == r'{"n": Infinity, "s": "\ud83d"}'

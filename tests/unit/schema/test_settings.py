@@ -14,7 +14,6 @@ SECRETS: Final = {
     "database_url": "postgresql://metering:hunter2@db/metering",
     "redis_url": "redis://:hunter2@redis/0",
     "broker_url": "redis://:hunter2@broker/1",
-    "service_token": "hunter2",
 }
 
 
@@ -145,3 +144,56 @@ def test_every_duration_carries_its_unit() -> None:
     measured = [name for name, field in Settings.model_fields.items() if field.annotation is float]
     assert measured
     assert [name for name in measured if not name.endswith("_seconds")] == []
+
+
+def test_anybody_is_let_in_only_while_developing() -> None:
+    assert load_settings(dev_issuer=True).dev_issuer
+    assert "METERING_DEV_ISSUER" in str(refused(dev_issuer=True, env="production"))
+    assert not load_settings(env="production").dev_issuer
+
+
+def test_there_is_one_issuer_of_sessions() -> None:
+    keys = {"oidc_jwks_url": "https://id.example/certs"}
+    assert "unset METERING_OIDC_JWKS_URL" in str(
+        refused(dev_issuer=True, oidc_issuer="https://id.example", **keys)
+    )
+    assert "needs METERING_OIDC_ISSUER" in str(refused(**keys))
+    assert load_settings(oidc_issuer="https://id.example", **keys).oidc_jwks_url
+    assert load_settings(oidc_issuer="https://id.example", dev_issuer=True).dev_issuer
+
+
+@pytest.mark.parametrize("name", ["oidc_issuer", "oidc_jwks_url"])
+@pytest.mark.parametrize(
+    "value", ["id.example", "https://", "ftp://id.example", "https://id.example\n", " https://a.b",
+              "https://id.example?x=1", "https://id.example#x", "https:///realms"],
+)  # fmt: skip
+def test_an_issuer_is_a_web_address(name: str, value: str) -> None:
+    usual = {"oidc_issuer": "https://id.example/realms/x"}
+    assert str(refused(**usual | {name: value})).startswith(f"{PREFIX}{name.upper()}: ")
+
+
+def test_an_issuer_may_be_anywhere_on_the_web() -> None:
+    for value in ("", "http://localhost:8080/realms/x", "https://id.example/auth/realms/x/"):
+        assert load_settings(oidc_issuer=value).oidc_issuer == value
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("", ()),
+        ("https://a.example", ("https://a.example",)),
+        ("https://a.example, https://*.b.example,", ("https://a.example", "https://*.b.example")),
+    ],
+)
+def test_origins_come_by_commas_and_may_be_none(
+    monkeypatch: pytest.MonkeyPatch, text: str, origins: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("METERING_CORS_ORIGINS", text)
+    assert load_settings().cors_origins == origins
+
+
+@pytest.mark.parametrize("text", ["*", "a.example", "https://a.example/", "https://a.*.example"])
+def test_what_is_no_origin_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("METERING_CORS_ORIGINS", text)
+    with pytest.raises(ConfigurationError, match="METERING_CORS_ORIGINS"):
+        load_settings()
