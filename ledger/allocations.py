@@ -5,6 +5,7 @@ gates nor resets change the figures meanwhile.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -13,8 +14,10 @@ import structlog
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
+from ledger import directory
 from ledger.database import Database, run
 from ledger.idempotency import Act, check_id, check_texts, once
+from ledger.pages import EVERYTHING, Page, Window
 from ledger.pools import check_credits, refusals_named
 from schema.errors import InsufficientCredits, MeteringError, NoAllocation, NotFound
 from schema.periods import ResetPeriod
@@ -35,6 +38,13 @@ _ALLOCATIONS: Final = """
     WHERE a.org_id = %(org_id)b
         AND (%(user_id)b::text IS NULL OR a.user_id = %(user_id)b::text)
     ORDER BY a.user_id
+    LIMIT %(limit)b::bigint OFFSET %(offset)b::bigint
+"""
+
+_NUMBER: Final = """
+    SELECT count(*)
+    FROM user_credit_allocations
+    WHERE org_id = %(org_id)b AND (%(user_id)b::text IS NULL OR user_id = %(user_id)b::text)
 """
 
 _EXISTS: Final = "SELECT EXISTS (SELECT FROM organizations WHERE id = %(org_id)b)"
@@ -112,7 +122,7 @@ _LOCK_LEFT_OVER: Final = """
 class Allocation(BaseModel):
     """A user's allocation as contract.md §4 answers it; all figures are credits."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     id: UUID
     org_id: UUID
@@ -145,6 +155,11 @@ def get(database: Database, org_id: UUID, user_id: str) -> Allocation:
         return _read(connection, org_id, user_id)
 
 
+def every(connection: Connection, org_id: UUID) -> list[Allocation]:
+    """All allocations of an organization by user id, within a transaction of the caller."""
+    return _select(connection, org_id)
+
+
 def of_organization(database: Database, org_id: UUID) -> list[Allocation]:
     """All allocations of an organization, by user id.
 
@@ -158,6 +173,21 @@ def of_organization(database: Database, org_id: UUID) -> list[Allocation]:
         return found
 
 
+def page(
+    database: Database, org_id: UUID, window: Window, *, user_id: str | None = None
+) -> Page[Allocation]:
+    """A part of the allocations of an organization, or of one user in it, by user id.
+
+    Raises:
+        NotFound: there is no such organization.
+    """
+    with database.snapshot() as connection:
+        number: int = run(connection, _NUMBER, org_id=org_id, user_id=user_id).scalar_one()
+        if not number and not _exists(connection, org_id):
+            raise NotFound(f"no organization {org_id}")
+        return Page(_select(connection, org_id, user_id, window), number)
+
+
 def allocate(  # noqa: PLR0913 - what is moved, and for the books by whom, why and when
     database: Database,
     org_id: UUID,
@@ -166,6 +196,7 @@ def allocate(  # noqa: PLR0913 - what is moved, and for the books by whom, why a
     *,
     reset_period: ResetPeriod | None = None,
     raise_allowance: bool = False,
+    members_only: bool = False,
     notes: str | None = None,
     actor: str,
     reason: str | None = None,
@@ -181,6 +212,7 @@ def allocate(  # noqa: PLR0913 - what is moved, and for the books by whom, why a
     Raises:
         InvalidRequest: credits or a user id that cannot be, or a key used for another act.
         NotFound: there is no such organization, or it has no pool.
+        NotAMember: `members_only`, and the user does not belong to it when the credits move.
         InsufficientCredits: the pool has fewer available.
     """
     check_id("user_id", user_id)
@@ -195,6 +227,9 @@ def allocate(  # noqa: PLR0913 - what is moved, and for the books by whom, why a
     }
 
     def perform(connection: Connection) -> Allocation:
+        if members_only:
+            run(connection, _LOCK_POOLS, org_ids=[org_id])
+            directory.require_member(connection, org_id, user_id)
         with refusals_named():
             run(connection, _FUND, org_id=org_id, actor=actor, now=now, **arguments)
         return _read(connection, org_id, user_id)
@@ -308,14 +343,27 @@ def deactivate(
     """
 
     def perform(connection: Connection) -> Allocation:
-        allocation_id, unused = _lock(connection, org_id, user_id)
-        _give_back(connection, [(allocation_id, unused)], actor, reason, now)
-        run(connection, _DEACTIVATE, id=allocation_id)
+        switch_off(connection, org_id, user_id, actor=actor, reason=reason, now=now)
         return _read(connection, org_id, user_id)
 
     arguments = {"user_id": user_id, "reason": reason}
     act = Act("allocations.deactivate", org_id, arguments, actor, key, now)
     return once(database, act, Allocation, perform)
+
+
+def switch_off(
+    connection: Connection,
+    org_id: UUID,
+    user_id: str,
+    *,
+    actor: str,
+    reason: str | None,
+    now: datetime,
+) -> None:
+    """What `deactivate` does, as a part of a transaction of the caller."""
+    allocation_id, unused = _lock(connection, org_id, user_id)
+    _give_back(connection, [(allocation_id, unused)], actor, reason, now)
+    run(connection, _DEACTIVATE, id=allocation_id)
 
 
 def return_unused(database: Database, now: datetime) -> int:
@@ -382,8 +430,15 @@ def _read(connection: Connection, org_id: UUID, user_id: str) -> Allocation:
     return found[0]
 
 
-def _select(connection: Connection, org_id: UUID, user_id: str | None = None) -> list[Allocation]:
-    rows = run(connection, _ALLOCATIONS, org_id=org_id, user_id=user_id).mappings()
+def _select(
+    connection: Connection,
+    org_id: UUID,
+    user_id: str | None = None,
+    window: Window = EVERYTHING,
+) -> list[Allocation]:
+    rows = run(
+        connection, _ALLOCATIONS, org_id=org_id, user_id=user_id, **asdict(window)
+    ).mappings()
     return [Allocation.model_validate(dict(row)) for row in rows]
 
 

@@ -48,7 +48,16 @@ _DIE: Final = """
         occurred_at = excluded.occurred_at,
         settled_at = excluded.settled_at
     WHERE usage_requests.state IN ('held', 'released', 'expired')
+        AND usage_requests.user_id = excluded.user_id
+        AND usage_requests.service_type = excluded.service_type
 """
+
+
+class RequestTaken(Exception):
+    """A gate gave a request id to another request while a batch was decided: decide it again.
+
+    Gates lock their user's allocation only, so the id of somebody else's event is free to them.
+    """
 
 
 def apply_batch(connection: Connection, entries: Sequence[Entry], now: datetime) -> Outcome:
@@ -64,6 +73,7 @@ def apply_batch(connection: Connection, entries: Sequence[Entry], now: datetime)
 
     Raises:
         sqlalchemy.exc.DBAPIError: PostgreSQL refused; nothing was written.
+        RequestTaken: a request was not as it had been read; nothing was written.
     """
     with connection.begin():
         reports, deaths = read(entries, prices.book(connection))
@@ -71,7 +81,7 @@ def apply_batch(connection: Connection, entries: Sequence[Entry], now: datetime)
         if reports:
             organizations = charges.lock_organizations(connection, reports)
             balances = charges.lock_allocations(connection, reports)
-            seen = _known_requests(connection, reports)
+            seen = known_requests(connection, reports)
             decide(
                 reports,
                 seen=seen,
@@ -86,7 +96,8 @@ def apply_batch(connection: Connection, entries: Sequence[Entry], now: datetime)
     return verdicts.counts()
 
 
-def _known_requests(connection: Connection, reports: Sequence[Reported]) -> dict[Key, Seen]:
+def known_requests(connection: Connection, reports: Sequence[Reported]) -> dict[Key, Seen]:
+    """What is known of the requests of these events; true under the locks of their allocations."""
     events = {report.request_key: report.event for report in reports}.values()
     rows = run(
         connection,
@@ -104,7 +115,7 @@ def _write_deaths(connection: Connection, deaths: Sequence[Death], now: datetime
         return
     dead = [(d.report, d.reason) for d in deaths if d.report is not None and d.takes_request_id]
     if dead:
-        run(
+        buried = run(
             connection,
             _DIE,
             now=now,
@@ -117,4 +128,6 @@ def _write_deaths(connection: Connection, deaths: Sequence[Death], now: datetime
             reason=[reason.value for _, reason in dead],
             occurred_at=[report.event.occurred_at for report, _ in dead],
         )
+        if buried.rowcount != len(dead):
+            raise RequestTaken(f"{len(dead) - buried.rowcount} request ids were taken meanwhile")
     deadletters.bury(connection, deaths, now)

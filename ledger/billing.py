@@ -15,13 +15,17 @@ from typing import Final
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
 from ledger.database import run
+from schema.money import Usd
 from schema.periods import MONTHS_PER_YEAR, Step, next_boundary, zone_of
 from schema.plans import PlanName
 
 _CENT: Final = Decimal("0.01")
+_DAYS_PER_MONTH: Final = Decimal("365.2425") / MONTHS_PER_YEAR
+"""Of the Gregorian calendar, on average."""
 
 _MONEY: Final = Context(prec=14, rounding=ROUND_HALF_UP)
 """As many digits as the column `amount` holds; more of them raise."""
@@ -81,22 +85,26 @@ class Status(StrEnum):
     CANCELED = "canceled"
 
 
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """A subscription as contract.md §4 answers it; `monthly_price` is in USD, times are UTC."""
+class Subscription(BaseModel):
+    """A subscription as contract.md §4 answers it; times are UTC."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     id: UUID
     org_id: UUID
     org_name: str
     subscription_plan: PlanName
-    monthly_price: Decimal
+    monthly_price: Usd
+    """In USD; a custom cycle costs as much as a month."""
     billing_cycle: BillingCycle
     status: Status
     trial_ends_at: datetime | None
+    """When the trial ends, or ended; null without one."""
     current_period_start: datetime
     current_period_end: datetime
     canceled_at: datetime | None
     cancel_at_period_end: bool
+    """Whether it ends with its current period."""
     created_at: datetime
 
     @property
@@ -107,13 +115,17 @@ class Subscription:
 
 
 class BillingEvent(StrEnum):
-    """What happens to a subscription, as the billing history calls it."""
+    """What a row of the billing history is about."""
 
     INVOICE_CREATED = "invoice_created"
+    INVOICE_PAID = "invoice_paid"
+    INVOICE_FAILED = "invoice_failed"
     SUBSCRIPTION_CREATED = "subscription_created"
     SUBSCRIPTION_UPGRADED = "subscription_upgraded"
     SUBSCRIPTION_DOWNGRADED = "subscription_downgraded"
     SUBSCRIPTION_CANCELED = "subscription_canceled"
+    CREDIT_PURCHASE = "credit_purchase"
+    CREDIT_REFUND = "credit_refund"
     OVERAGE_CHARGED = "overage_charged"
 
 
@@ -223,11 +235,12 @@ def _renewed(account: Account) -> Turn:
     old = account.subscription
     is_trial = old.status is Status.TRIALING
     anchor, period_end = _next_period(account)
-    new = replace(
-        old,
-        status=Status.ACTIVE if is_trial else old.status,
-        current_period_start=old.current_period_end,
-        current_period_end=period_end,
+    new = old.model_copy(
+        update={
+            "status": Status.ACTIVE if is_trial else old.status,
+            "current_period_start": old.current_period_end,
+            "current_period_end": period_end,
+        }
     )
     if old.status is Status.PAUSED:
         rows = _overage_rows(old, account.overage, old.current_period_end)
@@ -251,14 +264,19 @@ def _next_period(account: Account) -> tuple[datetime, datetime]:
     return anchor, next_boundary(anchor, step, zone, start)
 
 
-def ended(account: Account, at: datetime) -> Turn:
-    """End a subscription; overage that no bill has yet is billed."""
+def ended(account: Account, at: datetime, actor: str | None = None) -> Turn:
+    """End a subscription; overage that no bill has yet is billed.
+
+    `actor` is who ends it before its period does.
+    """
     old = account.subscription
-    new = replace(old, status=Status.CANCELED, canceled_at=at)
+    new = old.model_copy(update={"status": Status.CANCELED, "canceled_at": at})
     metadata: dict[str, object] = {
         "plan": old.subscription_plan.value,
         "at_period_end": at == old.current_period_end,
     }
+    if actor is not None:
+        metadata["actor"] = actor
     canceled = row_of(new, BillingEvent.SUBSCRIPTION_CANCELED, metadata=metadata)
     rows = (*_overage_rows(old, account.overage, at), canceled)
     return Turn(replace(account, subscription=new, overage=NO_OVERAGE), rows)
@@ -273,6 +291,15 @@ def step_of(billing_cycle: BillingCycle, cycle_days: int | None) -> Step:
             return Step(days=cycle_days)
         case _:
             return Step(months=1)
+
+
+def monthly_revenue(
+    monthly_price: Decimal, billing_cycle: BillingCycle, cycle_days: int | None
+) -> Decimal:
+    """What a subscription brings in during an average month, in USD."""
+    if billing_cycle is BillingCycle.CUSTOM and cycle_days:
+        return cents(monthly_price * _DAYS_PER_MONTH / cycle_days)
+    return monthly_price
 
 
 def invoice(subscription: Subscription, overage: Overage) -> HistoryRow:

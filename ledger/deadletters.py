@@ -1,15 +1,20 @@
 """Dead letters: events that could not be applied, kept whole with their reason (D6)."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Final
+from uuid import UUID
 
 from sqlalchemy import Connection
 
 from ledger.database import Database, run
 from ledger.decisions import Death, Entry
-from schema.errors import DeadReason
+from ledger.pages import Page, Window
+from schema.errors import DeadReason, NotFound
 from schema.events import clues_in
+from schema.metadata import without_secrets
 
 MAX_DETAIL_CHARACTERS: Final = 2000
 
@@ -32,6 +37,93 @@ _BURY: Final = """
 _OPEN_BY_REASON: Final = """
     SELECT reason, count(*) FROM dead_letters WHERE state = 'open' GROUP BY reason ORDER BY reason
 """
+
+_LETTER: Final = """
+    SELECT
+        id, reason, detail, org_id, request_id, user_id, service_type, credits, occurred_at, state,
+        created_at, resolved_at, stream, entry_id
+"""
+
+_MATCHING: Final = """
+    FROM dead_letters
+    WHERE (%(state)b::text IS NULL OR state = %(state)b)
+        AND (%(reason)b::text IS NULL OR reason = %(reason)b)
+        AND (%(org_id)b::uuid IS NULL OR org_id = %(org_id)b)
+        AND (%(user_id)b::text IS NULL OR user_id = %(user_id)b)
+        AND (%(request_id)b::text IS NULL OR request_id = %(request_id)b)
+        AND (%(since)b::timestamptz IS NULL OR created_at >= %(since)b)
+        AND (%(until)b::timestamptz IS NULL OR created_at < %(until)b)
+"""
+
+_COUNT: Final = f"""
+    SELECT count(*)
+    {_MATCHING}
+"""
+
+# Every letter has a higher id than those before it, whatever the clocks of the workers say.
+_PAGE: Final = f"""
+    {_LETTER}
+    {_MATCHING}
+    ORDER BY id DESC
+    LIMIT %(limit)b OFFSET %(offset)b
+"""
+
+_ONE: Final = f"""
+    {_LETTER}, payload
+    FROM dead_letters
+    WHERE id = %(id)b
+"""
+
+
+class LetterState(StrEnum):
+    """Where a dead letter stands."""
+
+    OPEN = "open"
+    CHARGED = "charged"
+    """Its event was charged after all."""
+    DISCARDED = "discarded"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An event that could not be applied; what could not be told of it is None."""
+
+    id: int
+    reason: str
+    detail: str
+    org_id: UUID | None
+    request_id: str | None
+    user_id: str | None
+    service_type: str | None
+    credits: int | None
+    occurred_at: datetime | None
+    state: str
+    created_at: datetime
+    resolved_at: datetime | None
+    stream: str | None
+    entry_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedLetter(DeadLetter):
+    """A dead letter with its event as it was sent, less the secrets in it."""
+
+    payload: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """Which dead letters to list: those that are all of this, as far as it is given."""
+
+    state: LetterState | None = None
+    reason: DeadReason | None = None
+    org_id: UUID | None = None
+    user_id: str | None = None
+    request_id: str | None = None
+    since: datetime | None = None
+    """Written at this time or later."""
+    until: datetime | None = None
+    """Written before this time."""
 
 
 def bury(connection: Connection, deaths: Sequence[Death], now: datetime) -> None:
@@ -73,7 +165,37 @@ def bury_unprocessable(
 def open_by_reason(database: Database) -> dict[str, int]:
     """How many dead letters are open, by reason."""
     with database.snapshot() as connection:
-        return dict(run(connection, _OPEN_BY_REASON).tuples().all())
+        return dict(run(connection, _OPEN_BY_REASON).all())
+
+
+def page(database: Database, sought: Sought, window: Window) -> Page[DeadLetter]:
+    """A part of the dead letters that match, the latest first.
+
+    Raises:
+        LedgerUnavailable: PostgreSQL does not answer.
+    """
+    with database.snapshot() as connection:
+        total: int = run(connection, _COUNT, **asdict(sought)).scalar_one()
+        rows = run(connection, _PAGE, **asdict(sought), **asdict(window))
+        return Page([DeadLetter(*row) for row in rows.fetchall()], total)
+
+
+def one(database: Database, letter_id: int) -> OpenedLetter:
+    r"""One dead letter with its payload as text: what is no UTF-8 is shown as `\x…`.
+
+    Secrets are removed as from metadata, if the payload is JSON; from what is not, nothing can
+    be removed.
+
+    Raises:
+        NotFound: there is no such letter.
+        LedgerUnavailable: PostgreSQL does not answer.
+    """
+    with database.snapshot() as connection:
+        row = run(connection, _ONE, id=letter_id).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no dead letter {letter_id}")
+    payload = row["payload"].decode("utf-8", "backslashreplace")
+    return OpenedLetter(**{**row, "payload": without_secrets(payload)})
 
 
 def _storable(text: str) -> str:

@@ -330,7 +330,7 @@ def decide(
         if refusal is None and pool is not None:
             charge = _charge(report, balance, pool, known)
         if charge is None:
-            reason, detail = refusal or _want_of_credits(report, balance, known)
+            reason, detail = refusal or want_of_credits(report, balance, known)
             verdicts.deaths.append(Death(report.entry, reason, detail, report))
             seen[report.request_key] = Seen(report.fingerprint, "dead")
             continue
@@ -432,9 +432,10 @@ def _refused_by_time_or_place(
     return None
 
 
-def _want_of_credits(
+def want_of_credits(
     report: Reported, balance: Balance | None, known: Seen | None
 ) -> tuple[DeadReason, str]:
+    """Why an event whose credits are not to be found is refused, and with which words."""
     event = report.event
     if balance is None or not _may_spend(balance, known):
         return (

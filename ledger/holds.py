@@ -20,6 +20,7 @@ from schema.errors import (
     NoAllocation,
     NotFound,
 )
+from schema.events import UNNAMED_SERVICE
 
 MIN_SECONDS: Final = 1
 MAX_SECONDS: Final = 24 * 60 * 60
@@ -141,7 +142,7 @@ def place(
             _PLACE,
             org_id=org_id,
             user_id=user_id,
-            service_type=operation.service_type or "",
+            service_type=operation.service_type or UNNAMED_SERVICE,
             variant=operation.variant,
             quantity=operation.quantity,
             credits=operation.credits,

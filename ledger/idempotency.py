@@ -73,15 +73,23 @@ def once(
     """
     _check(act)
     with database.transaction() as connection:
-        if act.key is None:
-            return perform(connection)
-        first = _claim(connection, act, act.key)
-        if first is not None:
-            return model.model_validate(first)
-        result = perform(connection)
-        kept = Jsonb(result.model_dump(mode="json"))
-        run(connection, _KEEP, org_id=act.org_id, key=act.key, result=kept)
-        return result
+        return once_within(connection, act, model, perform)
+
+
+def once_within(
+    connection: Connection, act: Act, model: type[Result], perform: Callable[[Connection], Result]
+) -> Result:
+    """What `once` does, as a part of a transaction of the caller."""
+    _check(act)
+    if act.key is None:
+        return perform(connection)
+    first = _claim(connection, act, act.key)
+    if first is not None:
+        return model.model_validate(first)
+    result = perform(connection)
+    kept = Jsonb(result.model_dump(mode="json"))
+    run(connection, _KEEP, org_id=act.org_id, key=act.key, result=kept)
+    return result
 
 
 def check_texts(**texts: object) -> None:

@@ -111,7 +111,7 @@ class Kind(StrEnum):
 class Pool(BaseModel):
     """A pool as contract.md §4 answers it; amounts are in USD, the rate in USD per credit."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     id: UUID
     org_id: UUID
@@ -143,6 +143,12 @@ def get(database: Database, org_id: UUID) -> Pool:
     """
     with database.snapshot() as connection:
         return _read(connection, org_id)
+
+
+def find(connection: Connection, org_id: UUID) -> Pool | None:
+    """What `get` answers, within a transaction of the caller; None if there is no pool."""
+    row = run(connection, _POOL, org_id=org_id).mappings().one_or_none()
+    return None if row is None else Pool.model_validate(dict(row))
 
 
 def add(  # noqa: PLR0913 - what is moved, and for the books by whom, why and when
@@ -326,7 +332,7 @@ def _make(connection: Connection, org_id: UUID) -> str:
 
 
 def _read(connection: Connection, org_id: UUID) -> Pool:
-    row = run(connection, _POOL, org_id=org_id).mappings().one_or_none()
-    if row is None:
+    pool = find(connection, org_id)
+    if pool is None:
         raise NotFound(f"organization {org_id} has no credit pool")
-    return Pool.model_validate(dict(row))
+    return pool

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -71,6 +71,30 @@ class Report:
             "drifts": self.rows_off,
             "organizations_off": len(self.organizations),
             **self.figures,
+        }
+
+    def as_document(self) -> dict[str, Any]:
+        """The report for programs."""
+        rows_off = self.rows_off
+        return {
+            "clean": self.is_clean,
+            "taken_at": self.taken_at.isoformat(),
+            "figures": self.figures,
+            "checks": [
+                {
+                    "name": check.name,
+                    "invariant": check.invariant,
+                    "meaning": check.meaning,
+                    "clean": rows_off[check.name] == 0,
+                    "rows_off": rows_off[check.name],
+                }
+                for check in self.checks
+            ],
+            "organizations": [
+                {"org_id": str(off.org_id), "checks": off.checks, "rows": dict(off.rows)}
+                for off in self.organizations
+            ],
+            "drifts": [asdict(drift) | {"org_id": str(drift.org_id)} for drift in self.drifts],
         }
 
 

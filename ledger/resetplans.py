@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -65,6 +65,16 @@ class PlannedRefresh:
         """The credits of all dates."""
         return self.credits * len(self.dates)
 
+    def as_document(self) -> dict[str, Any]:
+        """The plan for programs; `credits` are those of all dates."""
+        return {
+            "org_id": str(self.org_id),
+            "organization": self.org_name,
+            "credits": self.total,
+            "refresh_dates": [date.isoformat() for date in self.dates],
+            "next_refresh_date": self.next_date.isoformat(),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedReset:
@@ -100,6 +110,24 @@ class PlannedReset:
         yield self.allocation_id, self.period_start, first, *figures
         for start, end in zip(self.boundaries, missed, strict=False):
             yield self.allocation_id, start, end, self.begins_with, 0, 0, 0
+
+    def as_document(self) -> dict[str, Any]:
+        """The plan for programs; the figures are credits."""
+        starts = (self.period_start, *self.boundaries)
+        return {
+            "org_id": str(self.org_id),
+            "organization": self.org_name,
+            "user_id": self.user_id,
+            "closed_periods": [
+                {"start": start.isoformat(), "end": end.isoformat()}
+                for start, end in zip(starts, self.boundaries, strict=False)
+            ],
+            "used": self.used,
+            "drawn": self.drawn,
+            "short": self.short,
+            "begins_with": self.begins_with,
+            "next_reset_date": self.next_date.isoformat(),
+        }
 
 
 def plan_refresh(pool: Pool, now: datetime) -> PlannedRefresh | None:

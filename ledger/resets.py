@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -175,6 +175,21 @@ _OVERDUE: Final = """
         ) pools
 """
 
+_NEXT_DUE: Final = """
+    SELECT least(
+        (
+            SELECT min(next_reset_date)
+            FROM user_credit_allocations
+            WHERE is_active AND reset_period <> 'never' AND next_reset_date > %(now)b
+        ),
+        (
+            SELECT min(next_refresh_date)
+            FROM organization_credit_pools
+            WHERE next_refresh_date > %(now)b
+        )
+    )
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Preview:
@@ -183,6 +198,17 @@ class Preview:
     refreshes: Sequence[PlannedRefresh]
     resets: Sequence[PlannedReset]
     failed: dict[UUID, str] = field(default_factory=dict)
+
+    def as_document(self, at: datetime) -> dict[str, Any]:
+        """The preview of a run at this time, for programs."""
+        return {
+            "at": at.isoformat(),
+            "refreshes": [plan.as_document() for plan in self.refreshes],
+            "resets": [plan.as_document() for plan in self.resets],
+            "failed": [
+                {"org_id": str(org_id), "error": problem} for org_id, problem in self.failed.items()
+            ],
+        }
 
 
 @dataclass(slots=True)
@@ -285,6 +311,17 @@ def overdue(database: Database, now: datetime) -> Overdue:
     """How many allocations and pools are due, and since when the oldest of them is."""
     with database.snapshot() as connection:
         return Overdue(*run(connection, _OVERDUE, now=now).one())
+
+
+def next_due(database: Database, now: datetime) -> datetime | None:
+    """When the next allocation or pool will be due; None if none will.
+
+    Raises:
+        LedgerUnavailable: PostgreSQL does not answer.
+    """
+    with database.snapshot() as connection:
+        found: datetime | None = run(connection, _NEXT_DUE, now=now).scalar_one()
+        return found
 
 
 def _refresh_batch(

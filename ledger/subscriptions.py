@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 from uuid import UUID, uuid4
 
 import structlog
 from sqlalchemy import Connection
 
-from ledger import billing
+from ledger import billing, pages
 from ledger.billing import (
     NO_OVERAGE,
     Account,
@@ -27,7 +27,9 @@ from ledger.billing import (
     Turn,
 )
 from ledger.database import Database, run
-from schema.errors import Conflict, InvalidRequest, NotFound
+from ledger.idempotency import Act, check_id, once
+from ledger.pages import Page, Window
+from schema.errors import Conflict, InvalidRequest, NotFound, SubscriptionExists
 from schema.periods import Step, boundary, zone_of
 from schema.plans import PLANS, PlanName
 
@@ -57,21 +59,44 @@ _INSERT: Final = """
 
 _LATEST: Final = """
     SELECT
-        s.id, s.org_id, o.name, s.subscription_plan, s.monthly_price, s.billing_cycle, s.status,
-        s.trial_ends_at, s.current_period_start, s.current_period_end, s.canceled_at,
+        s.id, s.org_id, o.name AS org_name, s.subscription_plan, s.monthly_price, s.billing_cycle,
+        s.status, s.trial_ends_at, s.current_period_start, s.current_period_end, s.canceled_at,
         s.cancel_at_period_end, s.created_at
     FROM organization_subscriptions s
     JOIN organizations o ON o.id = s.org_id
     WHERE s.org_id = %(org_id)b
-    ORDER BY s.status = 'canceled', s.canceled_at DESC NULLS LAST, s.created_at DESC
+    ORDER BY s.status = 'canceled', s.canceled_at DESC NULLS LAST, s.created_at DESC, s.id
     LIMIT 1
+"""
+
+# One subscription for each organization is chosen first, and only then asked for plan and status:
+# a live subscription hides the canceled ones before it from every filter.
+_LISTED: Final = """
+    WITH chosen AS (
+        SELECT DISTINCT ON (org_id) *
+        FROM organization_subscriptions
+        WHERE %(of_all)b
+            OR org_id IN (
+                SELECT org_id FROM organization_members WHERE user_id = %(user_id)b::text
+            )
+        ORDER BY
+            org_id, status = 'canceled', canceled_at DESC NULLS LAST, created_at DESC, id
+    )
+    SELECT
+        s.id, s.org_id, o.name AS org_name, s.subscription_plan, s.monthly_price, s.billing_cycle,
+        s.status, s.trial_ends_at, s.current_period_start, s.current_period_end, s.canceled_at,
+        s.cancel_at_period_end, s.created_at
+    FROM chosen s
+    JOIN organizations o ON o.id = s.org_id
+    WHERE (%(status)b::text IS NULL OR s.status = %(status)b::text)
+        AND (%(plan)b::text IS NULL OR s.subscription_plan = %(plan)b::text)
 """
 
 _LOCK_LIVE: Final = """
     SELECT
         s.billing_anchor, s.cycle_days, o.timezone,
-        s.id, s.org_id, o.name, s.subscription_plan, s.monthly_price, s.billing_cycle, s.status,
-        s.trial_ends_at, s.current_period_start, s.current_period_end, s.canceled_at,
+        s.id, s.org_id, o.name AS org_name, s.subscription_plan, s.monthly_price, s.billing_cycle,
+        s.status, s.trial_ends_at, s.current_period_start, s.current_period_end, s.canceled_at,
         s.cancel_at_period_end, s.created_at
     FROM organization_subscriptions s
     JOIN organizations o ON o.id = s.org_id
@@ -145,7 +170,7 @@ class RollOver:
         return RollOver(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def create(
+def create(  # noqa: PLR0913 - the terms, and for the books by whom and when
     database: Database,
     org_id: UUID,
     plan: PlanName,
@@ -154,6 +179,8 @@ def create(
     billing_cycle: BillingCycle = BillingCycle.MONTHLY,
     cycle_days: int | None = None,
     trial_days: int | None = None,
+    actor: str,
+    key: str | None = None,
     now: datetime,
 ) -> Subscription:
     """Subscribe an organization, with a trial or from the first paid period on.
@@ -161,16 +188,24 @@ def create(
     The first period is billed at once, and after a trial when the trial ends. A trial and a custom
     cycle last whole days of the organization's time zone; a custom cycle without `cycle_days` lasts
     a month. `monthly_price` (USD, to the cent) is the plan's unless given. Concurrent calls end
-    with one subscription.
+    with one subscription. Idempotent by `key`.
 
     Raises:
-        InvalidRequest: a price, cycle or trial that cannot be.
+        InvalidRequest: a price, cycle or trial that cannot be, or a key used for another act.
         NotFound: there is no such organization.
-        Conflict: it has a live subscription.
+        SubscriptionExists: it has a live one.
     """
     price = _checked_price(plan, monthly_price)
     _check_lengths(billing_cycle, cycle_days, trial_days)
-    with database.transaction() as connection:
+    terms = {
+        "plan": plan,
+        "monthly_price": None if monthly_price is None else price,
+        "billing_cycle": billing_cycle,
+        "cycle_days": cycle_days,
+        "trial_days": trial_days,
+    }
+
+    def perform(connection: Connection) -> Subscription:
         organization = run(connection, _ORGANIZATION, org_id=org_id).one_or_none()
         if organization is None:
             raise NotFound(f"no organization {org_id}")
@@ -193,8 +228,11 @@ def create(
             created_at=now,
         )
         _insert(connection, subscription, cycle_days)
-        billing.record(connection, _first_rows(subscription), now)
-    return subscription
+        billing.record(connection, _first_rows(subscription, actor), now)
+        return subscription
+
+    act = Act("subscriptions.create", org_id, terms, actor, key, now)
+    return once(database, act, Subscription, perform)
 
 
 def _insert(connection: Connection, new: Subscription, cycle_days: int | None) -> None:
@@ -215,16 +253,17 @@ def _insert(connection: Connection, new: Subscription, cycle_days: int | None) -
         created_at=new.created_at,
     )
     if not inserted.rowcount:
-        raise Conflict(
+        raise SubscriptionExists(
             f"organization {new.org_id} has a live subscription: change its plan or cancel it first"
         )
 
 
-def _first_rows(new: Subscription) -> list[HistoryRow]:
+def _first_rows(new: Subscription, actor: str) -> list[HistoryRow]:
     terms: dict[str, object] = {
         "plan": new.subscription_plan.value,
         "monthly_price": str(new.monthly_price),
         "billing_cycle": new.billing_cycle.value,
+        "actor": actor,
     }
     created = billing.row_of(new, BillingEvent.SUBSCRIPTION_CREATED, metadata=terms)
     if new.status is Status.TRIALING:
@@ -269,10 +308,42 @@ def get(database: Database, org_id: UUID) -> Subscription:
         NotFound: it never had one, or there is no such organization.
     """
     with database.snapshot() as connection:
-        row = run(connection, _LATEST, org_id=org_id).one_or_none()
-    if row is None:
+        found = find(connection, org_id)
+    if found is None:
         raise NotFound(f"organization {org_id} has no subscription")
-    return _subscription(row)
+    return found
+
+
+def find(connection: Connection, org_id: UUID) -> Subscription | None:
+    """What `get` answers, within a transaction of the caller; None if there never was one."""
+    row = run(connection, _LATEST, org_id=org_id).mappings().one_or_none()
+    return None if row is None else Subscription.model_validate(dict(row))
+
+
+def listed(
+    database: Database,
+    user_id: str | None,
+    window: Window,
+    *,
+    status: Status | None = None,
+    plan: PlanName | None = None,
+) -> Page[Subscription]:
+    """The subscription of each organization of a user, or of all for None, by organization name.
+
+    That is the live one or, failing that, the one canceled last.
+    """
+    with database.snapshot() as connection:
+        return pages.read(
+            connection,
+            Subscription,
+            _LISTED,
+            "org_name",
+            window,
+            of_all=user_id is None,
+            user_id=user_id,
+            status=status and status.value,
+            plan=plan and plan.value,
+        )
 
 
 def change_plan(
@@ -281,6 +352,7 @@ def change_plan(
     new_plan: PlanName,
     *,
     monthly_price: Decimal | None = None,
+    actor: str,
     now: datetime,
 ) -> PlanChange:
     """Move an organization to another plan or price (USD a month), in force at once.
@@ -291,24 +363,28 @@ def change_plan(
     Raises:
         InvalidRequest: a price that cannot be.
         NotFound: the organization has no live subscription.
-        Conflict: plan and price are these already.
+        Conflict: it is on this plan already, and no other price is given.
     """
     price = _checked_price(new_plan, monthly_price)
+    check_id("actor", actor)
     with database.transaction() as connection:
         account = _lock_live(connection, org_id, now)
         old = account.subscription
-        if (new_plan, price) == (old.subscription_plan, old.monthly_price):
-            raise Conflict(f"organization {org_id} is on {new_plan.value} at ${price} already")
-        new = replace(old, subscription_plan=new_plan, monthly_price=price)
+        # A price that was agreed on is not lost by asking for the plan that there is.
+        if new_plan is old.subscription_plan and monthly_price in (None, old.monthly_price):
+            raise Conflict(
+                f"organization {org_id} is on {new_plan.value} at ${old.monthly_price} already"
+            )
+        new = old.model_copy(update={"subscription_plan": new_plan, "monthly_price": price})
         change = PlanChange(
             old.subscription_plan, new_plan, old.monthly_price, new.monthly_price, new
         )
         _save(connection, [replace(account, subscription=new)])
-        billing.record(connection, [_change_row(change)], now)
+        billing.record(connection, [_change_row(change, actor)], now)
     return change
 
 
-def _change_row(change: PlanChange) -> HistoryRow:
+def _change_row(change: PlanChange, actor: str) -> HistoryRow:
     event = (
         BillingEvent.SUBSCRIPTION_UPGRADED
         if change.new_price >= change.old_price
@@ -319,11 +395,14 @@ def _change_row(change: PlanChange) -> HistoryRow:
         "new_plan": change.new_plan.value,
         "old_price": str(change.old_price),
         "new_price": str(change.new_price),
+        "actor": actor,
     }
     return billing.row_of(change.subscription, event, metadata=metadata)
 
 
-def cancel(database: Database, org_id: UUID, *, at_period_end: bool, now: datetime) -> Subscription:
+def cancel(
+    database: Database, org_id: UUID, *, at_period_end: bool, actor: str, now: datetime
+) -> Subscription:
     """End a subscription, now or when its period ends; nothing is paid back.
 
     Now, outstanding overage is billed. At the period's end, the roll-over does both then; asking
@@ -332,15 +411,17 @@ def cancel(database: Database, org_id: UUID, *, at_period_end: bool, now: dateti
     Raises:
         NotFound: the organization has no live subscription.
     """
+    check_id("actor", actor)
     with database.transaction() as connection:
         account = _lock_live(connection, org_id, now)
         if not at_period_end:
-            turn = billing.ended(account, now)
+            turn = billing.ended(account, now, actor)
             _write(connection, [turn], now)
             return turn.account.subscription
-        asked = replace(account.subscription, cancel_at_period_end=True)
+        asked = account.subscription.model_copy(update={"cancel_at_period_end": True})
         if asked != account.subscription:
             _save(connection, [replace(account, subscription=asked)])
+            log.info("cancellation asked for", org_id=str(org_id), actor=actor, at=now.isoformat())
         return asked
 
 
@@ -407,10 +488,11 @@ def _lock_live(connection: Connection, org_id: UUID, now: datetime) -> Account:
 def _lock(connection: Connection, org_ids: Sequence[UUID]) -> list[Account]:
     overage = billing.lock_overage(connection, org_ids)
     accounts = []
-    for anchor, cycle_days, timezone, *columns in run(connection, _LOCK_LIVE, org_ids=org_ids):
-        subscription = _subscription(columns)
+    for row in run(connection, _LOCK_LIVE, org_ids=org_ids).mappings():
+        subscription = Subscription.model_validate(dict(row))
         owed = overage.get(subscription.org_id, NO_OVERAGE)
-        accounts.append(Account(anchor, cycle_days, timezone, subscription, owed))
+        terms = row["billing_anchor"], row["cycle_days"], row["timezone"]
+        accounts.append(Account(*terms, subscription, owed))
     return accounts
 
 
@@ -438,18 +520,4 @@ def _save(connection: Connection, accounts: Sequence[Account]) -> None:
         anchors=[account.anchor for account in accounts],
         canceled_at=[s.canceled_at for s in subscriptions],
         cancel_at_period_end=[s.cancel_at_period_end for s in subscriptions],
-    )
-
-
-def _subscription(row: Sequence[Any]) -> Subscription:
-    id_, org_id, org_name, plan, monthly_price, billing_cycle, status, *times = row
-    return Subscription(
-        id_,
-        org_id,
-        org_name,
-        PlanName(plan),
-        monthly_price,
-        BillingCycle(billing_cycle),
-        Status(status),
-        *times,
     )

@@ -49,7 +49,7 @@ def _document(story: Story) -> dict[str, Any]:
         "dead_letters": story.dead_letters,
         "month_end": asdict(story.month_end),
         "accounted": story.accounted,
-        "reconcile": reconcile.as_document(story.report),
+        "reconcile": story.report.as_document(),
     }
 
 

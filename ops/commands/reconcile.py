@@ -49,35 +49,10 @@ def _reconcile(database: Database, org: str | None, *, as_json: bool) -> bool:
     org_id = find_organization(database, org) if org else None
     report = reconcile_ledger(database, org_id=org_id)
     if as_json:
-        print_json(as_document(report))
+        print_json(report.as_document())
     else:
         show(report)
     return report.is_clean
-
-
-def as_document(report: Report) -> dict[str, object]:
-    """The report for programs."""
-    rows_off = report.rows_off
-    return {
-        "clean": report.is_clean,
-        "taken_at": report.taken_at.isoformat(),
-        "figures": report.figures,
-        "checks": [
-            {
-                "name": check.name,
-                "invariant": check.invariant,
-                "meaning": check.meaning,
-                "clean": rows_off[check.name] == 0,
-                "rows_off": rows_off[check.name],
-            }
-            for check in report.checks
-        ],
-        "organizations": [
-            {"org_id": str(off.org_id), "checks": off.checks, "rows": dict(off.rows)}
-            for off in report.organizations
-        ],
-        "drifts": [asdict(drift) | {"org_id": str(drift.org_id)} for drift in report.drifts],
-    }
 
 
 def show(report: Report) -> None:

@@ -44,7 +44,7 @@ def preview(
             org_id = find_organization(database, org) if org else None
             found = preview_resets(database, moment, org_id)
         if as_json:
-            print_json(_document(found, moment))
+            print_json(found.as_document(moment))
         else:
             _show(found, moment, limit)
 
@@ -71,45 +71,6 @@ def run(data_dir: DataDir = None, as_json: AsJson = False) -> None:
             _show_report(report)
         if report.organizations_failed:
             raise typer.Exit(1)
-
-
-def _document(found: Preview, at: datetime) -> dict[str, Any]:
-    return {
-        "at": at.isoformat(),
-        "refreshes": [_refresh_document(plan) for plan in found.refreshes],
-        "resets": [_reset_document(plan) for plan in found.resets],
-        "failed": [
-            {"org_id": str(org_id), "error": problem} for org_id, problem in found.failed.items()
-        ],
-    }
-
-
-def _refresh_document(plan: PlannedRefresh) -> dict[str, Any]:
-    return {
-        "org_id": str(plan.org_id),
-        "organization": plan.org_name,
-        "credits": plan.total,
-        "refresh_dates": [date.isoformat() for date in plan.dates],
-        "next_refresh_date": plan.next_date.isoformat(),
-    }
-
-
-def _reset_document(plan: PlannedReset) -> dict[str, Any]:
-    starts = (plan.period_start, *plan.boundaries)
-    return {
-        "org_id": str(plan.org_id),
-        "organization": plan.org_name,
-        "user_id": plan.user_id,
-        "closed_periods": [
-            {"start": start.isoformat(), "end": end.isoformat()}
-            for start, end in zip(starts, plan.boundaries, strict=False)
-        ],
-        "used": plan.used,
-        "drawn": plan.drawn,
-        "short": plan.short,
-        "begins_with": plan.begins_with,
-        "next_reset_date": plan.next_date.isoformat(),
-    }
 
 
 def _show(found: Preview, at: datetime, limit: int) -> None:

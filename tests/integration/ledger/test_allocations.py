@@ -13,11 +13,13 @@ from ledger import allocations, holds
 from ledger.allocations import Allocation
 from ledger.database import Database
 from ledger.gate import Operation
+from ledger.pages import Window
 from ledger.pools import MAX_CREDITS
 from schema.errors import (
     InsufficientCredits,
     InvalidRequest,
     NoAllocation,
+    NotAMember,
     NotFound,
 )
 from schema.periods import ResetPeriod
@@ -40,7 +42,7 @@ def world(database: Database, database_url: str) -> Iterator[World]:
 
 @pytest.fixture
 def org_id(world: World) -> UUID:
-    return world.organization(pool=1000)
+    return world.organization(pool=1000, members={"ada": "member"})
 
 
 def allocate(
@@ -76,8 +78,8 @@ def moved(world: World, kind: str) -> list[tuple[Any, ...]]:
 def test_an_allocation_names_its_user(world: World, org_id: UUID) -> None:
     world.sql.execute(
         """
-        INSERT INTO organization_members (org_id, user_id, email, name)
-        VALUES (%s, 'ada', 'ada@example.org', 'Ada')
+        UPDATE organization_members SET email = 'ada@example.org', name = 'Ada'
+        WHERE org_id = %s AND user_id = 'ada'
         """,
         (org_id,),
     )
@@ -298,7 +300,7 @@ def test_an_allocation_is_switched_on_again_by_credits(world: World, org_id: UUI
 def test_credits_that_come_free_later_return_by_themselves(world: World, org_id: UUID) -> None:
     allocate(world, org_id)
     allocate(world, org_id, 50, "bob")
-    other = world.organization(pool=10)
+    other = world.organization(pool=10, members={"ada": "member"})
     allocate(world, other, 10)
     for org in (org_id, other):
         hold(world, org)
@@ -406,3 +408,53 @@ def _move(database: Database, org_id: UUID, act: str, key: str) -> Allocation:
     """Move 60 credits to ada or back."""
     move = allocations.allocate if act == "allocate" else allocations.reclaim
     return move(database, org_id, "ada", 60, actor="root", key=key, now=NOW)
+
+
+def test_only_members_are_allocated_to_where_that_is_asked_for(world: World, org_id: UUID) -> None:
+    world.leave(org_id, "ada")
+    with pytest.raises(NotAMember):
+        allocate(world, org_id, members_only=True)
+    assert world.allocations(org_id) == {}
+    with pytest.raises(NotFound, match=f"no organization {NOWHERE}"):
+        allocate(world, NOWHERE, members_only=True)
+
+    world.join(org_id, "ada")
+    assert allocate(world, org_id, members_only=True).allocated_credits == 100
+
+
+def test_who_is_removed_meanwhile_is_not_allocated_to(
+    world: World, org_id: UUID, database_url: str
+) -> None:
+    """The allocation waits for the removal, and then finds no member."""
+    outcomes: list[type[Exception]] = []
+
+    def act() -> None:
+        try:
+            allocate(world, org_id, members_only=True)
+        except NotAMember as error:
+            outcomes.append(type(error))
+
+    with psycopg.connect(database_url) as other:
+        other.execute("DELETE FROM organization_members WHERE org_id = %s", (org_id,))
+        thread = threading.Thread(target=act)
+        thread.start()
+        await_lock(world)
+    thread.join(30)
+    assert outcomes == [NotAMember]
+
+
+def test_allocations_come_by_pages(world: World, org_id: UUID) -> None:
+    for user_id in ("cyd", "ada", "bob"):
+        allocate(world, org_id, 10, user_id)
+
+    def page(offset: int = 0, user_id: str | None = None) -> tuple[list[str], int]:
+        found = allocations.page(world.database, org_id, Window(2, offset), user_id=user_id)
+        return [allocation.user_id for allocation in found.items], found.total
+
+    assert page() == (["ada", "bob"], 3)
+    assert page(2) == (["cyd"], 3)
+    assert page(3) == ([], 3)
+    assert page(user_id="bob") == (["bob"], 1)
+    assert page(user_id="dan") == ([], 0)
+    with pytest.raises(NotFound):
+        allocations.page(world.database, NOWHERE, Window(1))

@@ -196,7 +196,9 @@ def world(database: Database, database_url: str) -> Iterator[World]:
 @pytest.fixture
 def org_id(world: World) -> UUID:
     """It may use a little on account, so that gates lock the pool as well."""
-    org_id = world.organization(plan=PlanName.PLATFORM, pool=POOL)
+    org_id = world.organization(
+        plan=PlanName.PLATFORM, pool=POOL, members=dict.fromkeys(USERS, "member")
+    )
     for user, period in USERS.items():
         allocations.allocate(world.database, org_id, user, 100, reset_period=period, **BY, now=NOW)
     world.sql.execute(

@@ -37,7 +37,7 @@ def world(database: Database, database_url: str) -> Iterator[World]:
 @pytest.fixture
 def org_id(world: World) -> UUID:
     """Ada has 100 credits a day of the 1000 in the pool, and used 10 of them as r-1."""
-    org_id = world.organization(plan=PlanName.PLATFORM, pool=1000)
+    org_id = world.organization(plan=PlanName.PLATFORM, pool=1000, members={"ada": "member"})
     allocate(world, org_id, 100)
     world.apply(event(org_id, "r-1"))
     return org_id

@@ -41,6 +41,7 @@ def org_id(world: World) -> UUID:
 
 
 def allocate(world: World, org_id: UUID, credits: int, now: datetime, user_id: str = "ada") -> None:
+    world.join(org_id, user_id)
     allocations.allocate(
         world.database, org_id, user_id, credits, actor="root", reason="granted", now=now
     )

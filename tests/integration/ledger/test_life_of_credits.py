@@ -289,7 +289,9 @@ class LifeOfCredits(RuleBasedStateMachine):
         self.database = world.database
         self.now = NOW
         self.models = [Organization(), Organization()]
-        self.org_ids = [world.organization(), world.organization()]
+        self.org_ids = [
+            world.organization(members=dict.fromkeys(USERS, "member")) for _ in range(2)
+        ]
         self.sent: list[Entry] = []
         self.keyed: dict[tuple[int, str], tuple[object, Callable[[], object]]] = {}
         self.steps = 0
@@ -299,7 +301,9 @@ class LifeOfCredits(RuleBasedStateMachine):
         limit=limits,
     )
     def begin(self, purses: list[int], limit: int) -> None:
-        subscriptions.create(self.database, self.org_ids[LENDER], PlanName.BYOK, now=self.now)
+        subscriptions.create(
+            self.database, self.org_ids[LENDER], PlanName.BYOK, actor="root", now=self.now
+        )
         self.models[LENDER].subscribe(self.now)
         for org in range(2):
             self.add(org, POOL, None)

@@ -8,9 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from ledger.database import Database
-from ledger.organizations import TestOrganization, create_test_organization
+from ledger.organizations import (
+    CreatedOrganization,
+    TestOrganization,
+    create_test_organization,
+)
 from ledger.reconcile import reconcile
-from schema.errors import Conflict
+from schema.errors import InvalidRequest, OrganizationExists
+from tests.integration.ledger.race import race
 from tests.integration.ledger.world import World, open_world
 
 
@@ -54,8 +59,45 @@ def test_it_is_made_whole(world: World) -> None:
 def test_a_name_is_taken_once(world: World) -> None:
     create_test_organization(world.database, document(), actor="tester")
     before = world.contents()
-    with pytest.raises(Conflict, match="acme"):
+    with pytest.raises(OrganizationExists, match="acme"):
         create_test_organization(world.database, document(), actor="tester")
+    assert world.contents() == before
+
+
+def test_a_key_makes_one_organization(world: World) -> None:
+    made = create_test_organization(world.database, document(), actor="tester", key="k-1")
+    before = world.contents()
+    again = create_test_organization(world.database, document(), actor="other", key="k-1")
+    assert again == made
+    with pytest.raises(InvalidRequest, match="another request"):
+        create_test_organization(
+            world.database, document(org_name="umbra"), actor="tester", key="k-1"
+        )
+    with pytest.raises(OrganizationExists, match="acme"):
+        create_test_organization(world.database, document(), actor="tester", key="k-2")
+    for key in ("", "k" * 256, "half \ud800"):
+        with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+            create_test_organization(world.database, document(), actor="tester", key=key)
+    assert world.contents() == before
+
+
+def test_racing_calls_under_one_key_make_one_organization(world: World, database_url: str) -> None:
+    def make(database: Database, _: int) -> CreatedOrganization:
+        return create_test_organization(database, document(), actor="tester", key="k-1")
+
+    outcomes = race(database_url, make)
+    assert len(outcomes) == 16
+    assert len({str(outcome) for outcome in outcomes}) == 1
+    assert isinstance(outcomes[0], CreatedOrganization)
+    assert world.pool(outcomes[0].org_id) == (1000, 600, 0)
+
+
+def test_a_key_that_was_cleared_away_makes_no_organization_twice(world: World) -> None:
+    create_test_organization(world.database, document(), actor="tester", key="k-1")
+    world.sql.execute("DELETE FROM idempotency_keys")
+    before = world.contents()
+    with pytest.raises(OrganizationExists):
+        create_test_organization(world.database, document(), actor="tester", key="k-1")
     assert world.contents() == before
 
 

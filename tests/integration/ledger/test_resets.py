@@ -118,7 +118,7 @@ def world(database: Database, database_url: str) -> Iterator[World]:
 
 @pytest.fixture
 def org_id(world: World) -> UUID:
-    return world.organization(pool=1000)
+    return world.organization(pool=1000, members={"ada": "member"})
 
 
 def organization_in(world: World, timezone: str, pool: int = 1000) -> UUID:
@@ -557,6 +557,18 @@ def test_what_is_overdue_is_counted(world: World, org_id: UUID) -> None:
     assert resets.overdue(world.database, MARCH) == resets.Overdue(2, 1, START)
     due(world, MARCH)
     assert resets.overdue(world.database, MARCH) == resets.Overdue(0, 0, None)
+
+
+def test_the_next_date_of_all_is_known(world: World, org_id: UUID) -> None:
+    assert resets.next_due(world.database, START) is None
+    fund(world, org_id, user="cyd", period="never")
+    assert resets.next_due(world.database, START) is None
+    fund(world, org_id)
+    assert resets.next_due(world.database, START) == FEBRUARY
+    refresh_monthly(world, org_id, 1, START, START + DAY)
+    assert resets.next_due(world.database, START) == START + DAY
+    assert resets.next_due(world.database, START + DAY) == FEBRUARY
+    assert resets.next_due(world.database, FEBRUARY) is None
 
 
 def strange_zone(world: World, org_id: UUID) -> None:

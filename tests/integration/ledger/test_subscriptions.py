@@ -18,7 +18,7 @@ from ledger.billing import BillingCycle, Status, Subscription
 from ledger.database import Database
 from ledger.reconcile import reconcile
 from ledger.subscriptions import RollOver
-from schema.errors import Conflict, InvalidRequest, NotFound
+from schema.errors import Conflict, InvalidRequest, NotFound, SubscriptionExists
 from schema.plans import PlanName
 from tests.integration.ledger.world import World, open_world
 
@@ -58,7 +58,7 @@ def organization_in(world: World, timezone: str) -> UUID:
 def subscribe(
     world: World, org_id: UUID, plan: PlanName = PLATFORM, now: datetime = START, **terms: Any
 ) -> Subscription:
-    return subscriptions.create(world.database, org_id, plan, now=now, **terms)
+    return subscriptions.create(world.database, org_id, plan, actor="root", now=now, **terms)
 
 
 def roll(world: World, now: datetime, batch: int = 100) -> RollOver:
@@ -66,7 +66,9 @@ def roll(world: World, now: datetime, batch: int = 100) -> RollOver:
 
 
 def cancel(world: World, org_id: UUID, now: datetime, *, at_period_end: bool) -> Subscription:
-    return subscriptions.cancel(world.database, org_id, at_period_end=at_period_end, now=now)
+    return subscriptions.cancel(
+        world.database, org_id, at_period_end=at_period_end, actor="root", now=now
+    )
 
 
 def current(world: World, org_id: UUID) -> Subscription:
@@ -245,9 +247,23 @@ def test_one_live_subscription_is_enough(world: World, org_id: UUID, status: Sta
     subscribe(world, org_id)
     set_status(world, org_id, status)
     before = world.contents()
-    with pytest.raises(Conflict, match=str(org_id)):
+    with pytest.raises(SubscriptionExists, match=str(org_id)):
         subscribe(world, org_id, HYBRID)
     assert world.contents() == before
+
+
+def test_a_key_subscribes_once(world: World, org_id: UUID) -> None:
+    made = subscribe(world, org_id, HYBRID, key="k-1", monthly_price=Decimal("98.70"))
+    before = world.contents()
+    again = {"key": "k-1", "monthly_price": Decimal("98.7")}
+    assert subscribe(world, org_id, HYBRID, START + DAY, **again) == made
+    with pytest.raises(InvalidRequest, match="another request"):
+        subscribe(world, org_id, PLATFORM, key="k-1")
+    assert world.contents() == before
+    cancel(world, org_id, START + DAY, at_period_end=False)
+    assert subscribe(world, org_id, HYBRID, START + DAY, **again) == made
+    with pytest.raises(NotFound):
+        subscribe(world, NOWHERE, key="k-1")
 
 
 def test_racing_creates_leave_one_live_subscription(
@@ -260,7 +276,7 @@ def test_racing_creates_leave_one_live_subscription(
     def race(_: int) -> str:
         start.wait(30)
         try:
-            subscriptions.create(database, org_id, PLATFORM, now=START)
+            subscriptions.create(database, org_id, PLATFORM, actor="root", now=START)
         except Conflict:
             return "conflict"
         return "created"
@@ -280,7 +296,7 @@ def test_nothing_is_found_where_nothing_is(world: World, org_id: UUID) -> None:
         with pytest.raises(NotFound):
             current(world, unsubscribed)
         with pytest.raises(NotFound):
-            subscriptions.change_plan(world.database, unsubscribed, HYBRID, now=START)
+            subscriptions.change_plan(world.database, unsubscribed, HYBRID, actor="root", now=START)
         with pytest.raises(NotFound):
             cancel(world, unsubscribed, START, at_period_end=False)
 
@@ -631,7 +647,7 @@ def test_a_plan_changes_at_once_and_costs_from_the_next_period_on(
 ) -> None:
     before = subscribe(world, org_id)
     change = subscriptions.change_plan(
-        world.database, org_id, plan, monthly_price=price, now=START + DAY
+        world.database, org_id, plan, monthly_price=price, actor="root", now=START + DAY
     )
     assert (change.old_plan, change.new_plan) == (PLATFORM, plan)
     assert (change.old_price, change.new_price) == (Decimal(50), Decimal(amount))
@@ -642,6 +658,7 @@ def test_a_plan_changes_at_once_and_costs_from_the_next_period_on(
         "new_plan": plan.value,
         "old_price": "50.00",
         "new_price": amount,
+        "actor": "root",
     }
     roll(world, FEBRUARY)
     assert bills(world, org_id) == [("invoice_created", 50), ("invoice_created", Decimal(amount))]
@@ -651,25 +668,38 @@ def test_the_same_plan_and_price_is_no_change(world: World, org_id: UUID) -> Non
     subscribe(world, org_id)
     before = world.contents()
     with pytest.raises(Conflict, match="platform"):
-        subscriptions.change_plan(world.database, org_id, PLATFORM, now=START)
+        subscriptions.change_plan(world.database, org_id, PLATFORM, actor="root", now=START)
     with pytest.raises(InvalidRequest, match="monthly_price"):
         subscriptions.change_plan(
-            world.database, org_id, HYBRID, monthly_price=Decimal(-1), now=START
+            world.database, org_id, HYBRID, monthly_price=Decimal(-1), actor="root", now=START
         )
     assert world.contents() == before
+
+
+def test_an_agreed_price_is_not_lost_by_asking_for_the_same_plan(
+    world: World, org_id: UUID
+) -> None:
+    subscribe(world, org_id, monthly_price=Decimal(75))
+    with pytest.raises(Conflict, match=r"\$75"):
+        subscriptions.change_plan(world.database, org_id, PLATFORM, actor="root", now=START)
+    assert current(world, org_id).monthly_price == 75
+    change = subscriptions.change_plan(
+        world.database, org_id, PLATFORM, monthly_price=Decimal(50), actor="root", now=START
+    )
+    assert (change.old_price, change.new_price) == (Decimal(75), Decimal(50))
 
 
 def test_a_change_leaves_a_cancellation_asked_for(world: World, org_id: UUID) -> None:
     subscribe(world, org_id)
     cancel(world, org_id, START, at_period_end=True)
-    change = subscriptions.change_plan(world.database, org_id, HYBRID, now=START)
+    change = subscriptions.change_plan(world.database, org_id, HYBRID, actor="root", now=START)
     assert change.subscription.cancel_at_period_end
     assert current(world, org_id).cancel_at_period_end
 
 
 def test_periods_before_a_change_are_billed_at_the_old_price(world: World, org_id: UUID) -> None:
     subscribe(world, org_id)
-    subscriptions.change_plan(world.database, org_id, HYBRID, now=MARCH + DAY)
+    subscriptions.change_plan(world.database, org_id, HYBRID, actor="root", now=MARCH + DAY)
     assert roll(world, APRIL) == RollOver(rolled=1, invoices=1)
     assert [amount for _, amount in bills(world, org_id)] == [50, 50, 50, 99]
 
@@ -743,6 +773,7 @@ def test_what_was_to_end_later_can_end_now(world: World, org_id: UUID) -> None:
     assert metadata(world, "subscription_canceled") == {
         "plan": "platform",
         "at_period_end": False,
+        "actor": "root",
     }
 
 
@@ -751,7 +782,7 @@ def test_what_has_ended_by_now_is_not_live(world: World, org_id: UUID) -> None:
     subscribe(world, org_id)
     cancel(world, org_id, START, at_period_end=True)
     with pytest.raises(NotFound):
-        subscriptions.change_plan(world.database, org_id, HYBRID, now=FEBRUARY)
+        subscriptions.change_plan(world.database, org_id, HYBRID, actor="root", now=FEBRUARY)
     with pytest.raises(NotFound):
         cancel(world, org_id, FEBRUARY, at_period_end=False)
 
@@ -787,7 +818,7 @@ def test_a_test_organization_lives_the_same_life_unbilled(world: World) -> None:
     world.deduct(org_id, "r-1", 1010)
     assert roll(world, FEBRUARY) == RollOver(rolled=1, activated=1)
     assert overage_of(world, org_id) == (0, 1000)
-    subscriptions.change_plan(world.database, org_id, HYBRID, now=FEBRUARY)
+    subscriptions.change_plan(world.database, org_id, HYBRID, actor="root", now=FEBRUARY)
     world.deduct(org_id, "r-2", 7)
     ended = cancel(world, org_id, FEBRUARY + DAY, at_period_end=False)
     assert (ended.status, ended.subscription_plan) == (Status.CANCELED, HYBRID)

@@ -78,7 +78,10 @@ class World:
         members: Mapping[str, str] | None = None,
         is_test: bool = False,
     ) -> UUID:
-        """A new organization. `allocations` are credits by user, `members` roles by user."""
+        """A new organization. `allocations` are credits by user, `members` roles by user.
+
+        Who has an allocation is a member as well.
+        """
         org_id = uuid4()
         self.sql.execute(
             "INSERT INTO organizations (id, name, display_name, is_test) VALUES (%s, %s, %s, %s)",
@@ -88,14 +91,26 @@ class World:
             self.subscribe(org_id, plan)
         if pool:
             self.sql.execute("SELECT add_credits_to_pool(%s, %s)", (org_id, pool))
+        for user_id, role in (members or {}).items():
+            self.join(org_id, user_id, role)
         for user_id, credits in (allocations or {}).items():
             self.allocate(org_id, user_id, credits)
-        for user_id, role in (members or {}).items():
-            self.sql.execute(
-                "INSERT INTO organization_members (org_id, user_id, role) VALUES (%s, %s, %s)",
-                (org_id, user_id, role),
-            )
         return org_id
+
+    def join(self, org_id: UUID, user_id: str, role: str = "member") -> None:
+        """Make a user a member of the organization, unless they are one."""
+        self.sql.execute(
+            "INSERT INTO organization_members (org_id, user_id, role) VALUES (%s, %s, %s)"
+            " ON CONFLICT DO NOTHING",
+            (org_id, user_id, role),
+        )
+
+    def leave(self, org_id: UUID, user_id: str) -> None:
+        """Take a user's membership away, and nothing else."""
+        self.sql.execute(
+            "DELETE FROM organization_members WHERE org_id = %s AND user_id = %s",
+            (org_id, user_id),
+        )
 
     def subscribe(self, org_id: UUID, plan: PlanName, status: str = "active") -> None:
         """Give the organization a subscription at the plan's price."""
@@ -109,7 +124,8 @@ class World:
         )
 
     def allocate(self, org_id: UUID, user_id: str, credits: int) -> None:
-        """Move credits from the pool to a user."""
+        """Move credits from the pool to a user, who is a member from then on."""
+        self.join(org_id, user_id)
         self.sql.execute("SELECT allocate_credits_to_user(%s, %s, %s)", (org_id, user_id, credits))
 
     def deduct(self, org_id: UUID, request_id: str, credits: int = 10, **fields: object) -> bool:

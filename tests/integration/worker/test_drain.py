@@ -14,12 +14,14 @@ from redis import Redis
 
 from ledger.clock import utc_now
 from ledger.database import Database
+from ledger.decisions import Outcome
 from schema.errors import LedgerUnavailable
 from schema.settings import Settings
 from schema.wire import CONSUMER, DRAIN_LOCK_CLASS, EVENT_FIELD, GROUP, shard_of, stream_name
-from tests.integration.ledger.world import World, open_world
+from tests.integration.ledger.race import await_lock
+from tests.integration.ledger.world import World, entry, event, open_world
 from worker import stream
-from worker.drain import Drain, Slice
+from worker.drain import Drain, Slice, apply_or_isolate
 from worker.stream import UsageStream
 
 MEGABYTE = 1024 * 1024
@@ -382,3 +384,31 @@ def test_the_group_reads_under_its_contracted_names(
     UsageStream(redis, shard).read_new(1)
     (pending,) = redis.xpending_range(queue.name, "ledger", "-", "+", 10)
     assert pending["consumer"] == CONSUMER.encode() == b"drain"
+
+
+def test_an_event_that_dies_leaves_a_hold_alone_that_came_meanwhile(
+    world: World, database_url: str
+) -> None:
+    """Ada's event cannot be paid, and its request id is just being given to Bob by a gate."""
+    org_id = world.organization(pool=1000, allocations={"ada": 5, "bob": 100})
+    outcomes: list[Outcome] = []
+
+    def drain() -> None:
+        with world.database.session() as connection:
+            outcomes.append(
+                apply_or_isolate(
+                    connection, [entry(event(org_id, "r-1", occurred_at=utc_now().isoformat()))]
+                )
+            )
+
+    drainer = threading.Thread(target=drain)
+    with psycopg.connect(database_url) as gate:
+        gate.execute(
+            "SELECT place_hold(%s, 'bob', 'contact_lookup', NULL, 1, NULL, 'r-1', '1 h', now())",
+            (org_id,),
+        )
+        drainer.start()
+        await_lock(world)
+    drainer.join(30)
+    assert outcomes[0].dead == {"request_id_conflict": 1}
+    assert world.rows("usage_requests", "user_id", "state") == [("bob", "held")]

@@ -43,7 +43,7 @@ def forget() -> None:
 @pytest.fixture
 def org(world: World) -> UUID:
     """Ada has 20 of 1,000 credits since `NOW`, every month."""
-    org_id = world.organization(pool=1000)
+    org_id = world.organization(pool=1000, members={"ada": "member"})
     world.sql.execute(
         "SELECT fund_allocation(%s, 'ada', 20, false, 'monthly', NULL, 'boss', NULL, %s)",
         (org_id, NOW),
@@ -110,7 +110,7 @@ def test_credits_of_members_who_left_return_after_their_holds(world: World, org:
 
 
 def test_subscriptions_roll_over(world: World, org: UUID) -> None:
-    subscriptions.create(world.database, org, PlanName.PLATFORM, now=NOW)
+    subscriptions.create(world.database, org, PlanName.PLATFORM, actor="root", now=NOW)
     with clock_replaced(at(LATER)):
         tasks.roll_over()
     assert len(world.rows("org_billing_history WHERE event_type = 'invoice_created'", "id")) == 2
