@@ -1,16 +1,23 @@
-"""One log line per answered request."""
+"""One log line per answered request, but for those that are too many to read.
 
+A line costs as much as a tenth of a pre-check, so that good answers of the gate are logged at debug
+level only; what it allowed is in the ledger. Probes come every few seconds and are no news either.
+"""
+
+import logging
 import time
 from typing import Final
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.paths import PRECHECK, is_at
+
 log = structlog.get_logger(__name__)
 
 PROBES: Final = frozenset({"/livez", "/readyz"})
-"""Paths that are asked every few seconds; their answers are logged only when they are bad."""
 _FIRST_BAD_STATUS: Final = 400
+_levels: Final = logging.getLogger(__name__)
 
 
 class AccessLog:
@@ -35,12 +42,19 @@ class AccessLog:
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
-    if scope["path"] in PROBES and status < _FIRST_BAD_STATUS:
+    is_quiet = _is_quiet(scope["path"], status)
+    # Asked here, since structlog builds a whole line before anybody looks at its level.
+    if is_quiet and not _levels.isEnabledFor(logging.DEBUG):
         return
-    log.info(
+    log.log(
+        logging.DEBUG if is_quiet else logging.INFO,
         "request answered",
         method=scope["method"],
         path=scope["path"],
         status=status,
         milliseconds=round(seconds * 1000, 1),
     )
+
+
+def _is_quiet(path: str, status: int) -> bool:
+    return status < _FIRST_BAD_STATUS and (path in PROBES or is_at(path, PRECHECK))

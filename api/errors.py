@@ -1,5 +1,6 @@
 """The one renderer of errors: whatever goes wrong is answered in the shape of contract.md §4."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schema.errors import (
@@ -25,13 +27,15 @@ from schema.errors import (
 
 log = structlog.get_logger(__name__)
 
-
 _HTTP: Final[Mapping[int, type[MeteringError]]] = {
     404: NotFound,
     405: MethodNotAllowed,
     413: BodyTooLarge,
 }
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _FIRST_FAULT_OF_OURS: Final = 500
+RETRY_AFTER_SECONDS: Final = 2
+"""When to ask again for what is unavailable, unless the error says better."""
 
 
 class ProblemDetail(BaseModel):
@@ -79,24 +83,51 @@ class UnforeseenErrors:
 
         try:
             await self._app(scope, receive, send_noting_start)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if scope["type"] != "http" or started:
                 raise
             response = await render(Request(scope), error)
             await response(scope, receive, send)
+            if isinstance(error, asyncio.CancelledError):
+                raise
 
 
-async def render(request: Request, error: Exception) -> Response:
+async def render(request: Request, error: BaseException) -> Response:
     """The answer to `error`, with the id of the exchange."""
     ours = _as_ours(error)
     if ours.status >= _FIRST_FAULT_OF_OURS:
         _log(ours, error)
         ours = _told(ours)
     headers = dict((error.headers or {}) if isinstance(error, HTTPException) else {})
-    if isinstance(ours, NotAuthenticated):
-        headers["WWW-Authenticate"] = "Bearer"
+    match ours:
+        case NotAuthenticated():
+            headers["WWW-Authenticate"] = "Bearer"
+        case MethodNotAllowed():
+            headers["Allow"] = ", ".join(_methods_at(request))
+        case MeteringError(details={"retry_after": seconds}):
+            headers["Retry-After"] = str(seconds)
     detail = ours.as_detail() | {"request_id": request.state.request_id}
     return _json(ours.status, detail, headers)
+
+
+def unreadable(status: int, message: str, request_id: str) -> Response:
+    """The answer to what is refused before any route could say how to correct it."""
+    detail = InvalidRequest(message).as_detail() | {
+        "suggested_action": "Send what HTTP and this service's documentation ask for.",
+        "request_id": request_id,
+    }
+    return _json(status, detail, {})
+
+
+def _methods_at(request: Request) -> list[str]:
+    """The methods of all routes at a path; the first that has the path knows but its own."""
+    asked = [(method, {**request.scope, "method": method}) for method in _METHODS]
+    routes = request.app.routes
+    return [
+        method
+        for method, scope in asked
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    ]
 
 
 def _json(status: int, detail: Mapping[str, object], headers: Mapping[str, str]) -> Response:
@@ -105,10 +136,12 @@ def _json(status: int, detail: Mapping[str, object], headers: Mapping[str, str])
     return Response(content, status, headers, media_type="application/json")
 
 
-def _as_ours(error: Exception) -> MeteringError:
+def _as_ours(error: BaseException) -> MeteringError:
     match error:
         case MeteringError():
             return error
+        case asyncio.CancelledError():
+            return Unavailable("the process had to stop before this was done")
         case RequestValidationError():
             return _invalid(error)
         case HTTPException(status_code=400):
@@ -119,7 +152,7 @@ def _as_ours(error: Exception) -> MeteringError:
             return MeteringError(repr(error))
 
 
-def _log(ours: MeteringError, cause: Exception) -> None:
+def _log(ours: MeteringError, cause: BaseException) -> None:
     if isinstance(ours, Unavailable):
         log.warning("dependency away", error=ours.message[:500])
     else:
@@ -129,7 +162,8 @@ def _log(ours: MeteringError, cause: Exception) -> None:
 def _told(error: MeteringError) -> MeteringError:
     """A fault of ours as callers may know it: without addresses, statements and file names."""
     if isinstance(error, Unavailable):
-        return type(error)("A service that this one needs does not answer.", **error.details)
+        details = {"retry_after": RETRY_AFTER_SECONDS} | error.details
+        return type(error)("A service that this one needs does not answer.", **details)
     return MeteringError("Something went wrong that is not your fault.")
 
 

@@ -1,20 +1,22 @@
 """`/metrics`: what the scheduled tasks last found, for Prometheus (contract.md §4, row 24).
 
-The figures are read from PostgreSQL for each scrape, so they are the same whichever process of
-however many answers, and none of them counts anything of its own.
+These figures are read from PostgreSQL for each scrape, so they are the same whichever process of
+however many answers. Only of requests that went on uncounted each process tells its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from api.errors import documented
+from api.ratelimits import Policy, RateLimits
 from api.resources import LedgerDatabase
 from ledger import runs
 from ledger.database import Database
@@ -77,13 +79,36 @@ class RunCollector(Collector):
         yield from (began, short)
 
 
+class UncheckedCollector(Collector):
+    """Requests that rate limits let pass uncounted, for want of Redis."""
+
+    def __init__(self, unchecked: Mapping[Policy, int]) -> None:
+        self._unchecked = unchecked
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The counts as of now, by policy."""
+        counter = CounterMetricFamily(
+            "metering_rate_limit_unchecked",
+            "Requests that this process let pass uncounted, because Redis did not answer.",
+            labels=["policy"],
+        )
+        for policy, number in self._unchecked.items():
+            counter.add_metric([policy], number)
+        yield counter
+
+
 @router.get(
     "/metrics",
     response_class=PlainTextResponse,
     responses=documented(503) | {200: {"content": {_FORMAT: {"schema": {"type": "string"}}}}},
 )
-def metrics(database: LedgerDatabase) -> Response:
-    """Gauges of the latest reconciliation and of the latest resets, in Prometheus' text format."""
+def metrics(request: Request, database: LedgerDatabase) -> Response:
+    """What the latest reconciliation and resets found, and requests that no limit was checked for.
+
+    In Prometheus' text format.
+    """
+    rate_limits: RateLimits = request.app.state.rate_limits
     registry = CollectorRegistry()
     registry.register(RunCollector(database))
+    registry.register(UncheckedCollector(rate_limits.unchecked))
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})

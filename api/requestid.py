@@ -5,14 +5,14 @@ It names one HTTP exchange. The `request_id` of an operation is another thing: i
 
 import re
 from typing import Final
-from uuid import uuid4
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HEADER: Final = "X-Request-ID"
-_ACCEPTED: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+from api.ids import new_id
+
+HEADER: Final = b"x-request-id"
+_ACCEPTED: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestId:
@@ -27,18 +27,20 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         request_id = _taken_or_made(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
+                message["headers"] = [*message["headers"], (HEADER, request_id)]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(http_request_id=request_id):
-            await self._app(scope, receive, send_with_id)
+        # The server runs each exchange in a context of its own, so that nothing is to be unbound;
+        # threads that work for it inherit the context.
+        structlog.contextvars.bind_contextvars(http_request_id=request_id.decode())
+        await self._app(scope, receive, send_with_id)
 
 
-def _taken_or_made(scope: Scope) -> str:
+def _taken_or_made(scope: Scope) -> bytes:
     """The caller's id if it is harmless to log and to answer; else a new one."""
-    given = Headers(scope=scope).get(HEADER, "")
-    return given if _ACCEPTED.fullmatch(given) else str(uuid4())
+    given: bytes = next((value for name, value in scope["headers"] if name == HEADER), b"")
+    return given if _ACCEPTED.fullmatch(given) else new_id().encode()

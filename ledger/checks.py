@@ -368,7 +368,6 @@ _POOL_OVERAGE = Check(
     """,
 )
 
-# `usage_fingerprint`, written out: a call for each row would take three times as long.
 _FINGERPRINT = Check(
     "requests.fingerprint",
     "I4",
@@ -381,13 +380,7 @@ _FINGERPRINT = Check(
         encode(usage_fingerprint(user_id, service_type, credits), 'hex')
     FROM usage_requests
     WHERE state = 'charged' AND (%(org_id)b::uuid IS NULL OR org_id = %(org_id)b)
-        AND fingerprint <> substring(
-            sha256(convert_to(
-                credits || ':' || char_length(service_type) || ':' || service_type || user_id,
-                'UTF8'
-            ))
-            FROM 1 FOR 16
-        )
+        AND fingerprint <> usage_fingerprint(user_id, service_type, credits)
     """,
 )
 

@@ -14,7 +14,13 @@ from schema.settings import SERVICE_ROLE, Settings, driver_url
 
 APPLICATION_NAME: Final = "metering"
 CONNECT_TIMEOUT_SECONDS: Final = 5
-_AWAY: Final = OperationalError | InterfaceError | psycopg.OperationalError | psycopg.InterfaceError
+_AWAY: Final = (
+    OperationalError
+    | InterfaceError
+    | PoolTimeout
+    | psycopg.OperationalError
+    | psycopg.InterfaceError
+)
 
 _NOT_MIGRATED: Final = ("42P01", "42703", "42883")
 """Undefined table, column, function."""
@@ -84,6 +90,18 @@ def _cause(error: Exception) -> str:
     return text.partition("\n")[0].strip()
 
 
+def connection_options(
+    *, application_name: str, statement_timeout_seconds: float, role: str
+) -> dict[str, Any]:
+    """How every connection to the ledger is opened, in the words of libpq."""
+    return {
+        "application_name": application_name,
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "options": f"-c statement_timeout={int(statement_timeout_seconds * 1000)}"
+        " -c timezone=UTC" + (f" -c role={role}" if role else ""),
+    }
+
+
 class Database:
     """A pool of connections to one PostgreSQL database.
 
@@ -97,6 +115,7 @@ class Database:
         *,
         statement_timeout_seconds: float = 30.0,
         pool_size: int = 5,
+        pool_timeout_seconds: float = 30.0,
         application_name: str = APPLICATION_NAME,
         role: str = SERVICE_ROLE,
     ) -> None:
@@ -108,24 +127,23 @@ class Database:
             driver_url(url),
             pool_size=pool_size,
             max_overflow=0,
+            pool_timeout=pool_timeout_seconds,
             pool_pre_ping=True,
-            connect_args={
-                "application_name": application_name,
-                "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-                "options": f"-c statement_timeout={int(statement_timeout_seconds * 1000)}"
-                " -c timezone=UTC" + (f" -c role={role}" if role else ""),
-            },
+            connect_args=connection_options(
+                application_name=application_name,
+                statement_timeout_seconds=statement_timeout_seconds,
+                role=role,
+            ),
         )
 
     @classmethod
     def of(cls, settings: Settings, **options: Any) -> "Database":  # noqa: ANN401
         """The database that the settings name."""
-        return cls(
-            settings.database_url.get_secret_value(),
-            statement_timeout_seconds=settings.statement_timeout_seconds,
-            role=settings.database_role,
-            **options,
-        )
+        usual: dict[str, Any] = {
+            "statement_timeout_seconds": settings.statement_timeout_seconds,
+            "role": settings.database_role,
+        }
+        return cls(settings.database_url.get_secret_value(), **(usual | options))
 
     @contextmanager
     def session(self) -> Iterator[Connection]:

@@ -7,19 +7,12 @@ takes the lock of the allocation first, so that concurrent gates never spend one
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from ledger.database import Database, run
-from ledger.gate import Operation
-from schema.errors import (
-    Conflict,
-    InsufficientCredits,
-    InvalidRequest,
-    MeteringError,
-    NoAllocation,
-    NotFound,
-)
+from ledger.gate import Operation, refusal
+from schema.errors import Conflict, InvalidRequest, NotFound
 from schema.events import UNNAMED_SERVICE
 
 MIN_SECONDS: Final = 1
@@ -27,7 +20,7 @@ MAX_SECONDS: Final = 24 * 60 * 60
 DEFAULT_SECONDS: Final = 5 * 60
 EXPIRY_BATCH: Final = 1000
 
-_PLACE: Final = """
+PLACE: Final = """
     SELECT outcome, credits, available, expires_at
     FROM place_hold(
         %(org_id)b, %(user_id)b::text, %(service_type)b::text, %(variant)b::text, %(quantity)b,
@@ -35,7 +28,9 @@ _PLACE: Final = """
     )
 """
 
-_RELEASE: Final = "SELECT release_hold(%(org_id)b, %(request_id)b::text, %(now)b)"
+RELEASE: Final = """
+    SELECT release_hold(%(org_id)b, %(request_id)b::text, %(now)b, %(user_id)b::text)
+"""
 
 _DUE: Final = """
     SELECT org_id, request_id, user_id
@@ -127,61 +122,74 @@ def place(
     Raises:
         InvalidRequest: no price, a price that contradicts the credits, or a bad time to live.
         NotFound: there is no such organization.
+        Forbidden: it is suspended or closed.
+        NotAMember: the user does not belong to it.
         NoAllocation: the user has no active allocation in it.
         InsufficientCredits: the allocation is too small, by `required` and `remaining`.
-        Conflict: the request id stands for something else, or was charged or buried already.
+        RequestIdConflict: the request id stands for something else, or has ended already.
+    """
+    parameters = placing(org_id, user_id, operation, request_id, lasts, now)
+    with database.transaction() as connection:
+        row = run(connection, PLACE, **parameters).one()
+    return placed(row, org_id, user_id, request_id)
+
+
+def placing(
+    org_id: UUID,
+    user_id: str,
+    operation: Operation,
+    request_id: str,
+    lasts: timedelta,
+    now: datetime,
+) -> dict[str, object]:
+    """The parameters of `PLACE`.
+
+    Raises:
+        InvalidRequest: a time to live that cannot be.
     """
     if not MIN_SECONDS <= lasts.total_seconds() <= MAX_SECONDS:
         raise InvalidRequest(
             f"hold_ttl_seconds: must be from {MIN_SECONDS} to {MAX_SECONDS}",
             fields=["hold_ttl_seconds"],
         )
-    with database.transaction() as connection:
-        row = run(
-            connection,
-            _PLACE,
-            org_id=org_id,
-            user_id=user_id,
-            service_type=operation.service_type or UNNAMED_SERVICE,
-            variant=operation.variant,
-            quantity=operation.quantity,
-            credits=operation.credits,
-            request_id=request_id,
-            lasts=lasts,
-            now=now,
-        ).one()
+    return {
+        "org_id": org_id,
+        "user_id": user_id,
+        "service_type": operation.service_type or UNNAMED_SERVICE,
+        "variant": operation.variant,
+        "quantity": operation.quantity,
+        "credits": operation.credits,
+        "request_id": request_id,
+        "lasts": lasts,
+        "now": now,
+    }
+
+
+def placed(row: Sequence[Any], org_id: UUID, user_id: str, request_id: str) -> Hold:
+    """What came of `PLACE`, or the error that says why nothing did."""
     outcome, credits, available, expires_at = row
     if outcome == "held":
         return Hold(request_id, credits, available, expires_at)
-    raise _refusal(outcome, org_id, user_id, request_id, credits, available)
+    raise refusal(
+        outcome,
+        org_id=org_id,
+        user_id=user_id,
+        request_id=request_id,
+        credits=credits or 0,
+        available=available or 0,
+    )
 
 
-def _refusal(
-    outcome: str, org_id: UUID, user_id: str, request_id: str, credits: int, available: int
-) -> MeteringError:
-    match outcome:
-        case "unknown_service":
-            return InvalidRequest(
-                "service_type: it has no price: give credits", fields=["service_type", "credits"]
-            )
-        case "price_mismatch":
-            return InvalidRequest(f"credits: the price book says {credits}", fields=["credits"])
-        case "unknown_organization":
-            return NotFound(f"no organization {org_id}")
-        case "no_allocation":
-            return NoAllocation(f"No credit allocation found for user {user_id} in org {org_id}")
-        case "insufficient_credits":
-            return InsufficientCredits(
-                f"Insufficient credits: {available} available, {credits} needed",
-                required=credits,
-                remaining=available,
-            )
-        case _:
-            return Conflict(f"request id {request_id} was used for another request")
-
-
-def release(database: Database, org_id: UUID, request_id: str, now: datetime) -> None:
+def release(
+    database: Database,
+    org_id: UUID,
+    request_id: str,
+    now: datetime,
+    user_id: str | None = None,
+) -> None:
     """Give a hold's credits back; one that is released or expired already stays so.
+
+    With a `user_id`, requests of other users are as good as none.
 
     Raises:
         NotFound: the organization has no such request.
@@ -189,8 +197,13 @@ def release(database: Database, org_id: UUID, request_id: str, now: datetime) ->
     """
     with database.transaction() as connection:
         state = run(
-            connection, _RELEASE, org_id=org_id, request_id=request_id, now=now
+            connection, RELEASE, org_id=org_id, request_id=request_id, now=now, user_id=user_id
         ).scalar_one()
+    check_released(state, org_id, request_id)
+
+
+def check_released(state: str | None, org_id: UUID, request_id: str) -> None:
+    """Pass if `RELEASE` left no hold; see `release` for what is raised."""
     if state is None:
         raise NotFound(f"no request {request_id} in organization {org_id}")
     if state not in ("released", "expired"):

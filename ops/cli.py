@@ -15,6 +15,7 @@ from ops.commands import (
     replay,
     resets,
     status,
+    token,
     up,
 )
 from schema.logs import configure_logs
@@ -43,6 +44,7 @@ app.command()(holds.holds)
 app.add_typer(credits.app, name="credits")
 app.add_typer(resets.app, name="resets")
 app.add_typer(prices.app, name="prices")
+app.add_typer(token.app, name="token")
 app.command()(demo.demo)
 
 

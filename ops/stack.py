@@ -2,27 +2,30 @@
 
 import fcntl
 import os
-import secrets
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
 import httpx
 
 import migrations
+from ledger.database import Database
+from ops import stacktoken
 from ops.processes import STACK_MARKER, Child, end, leftovers
 from ops.servers import LOOPBACK, EmbeddedPostgres, EmbeddedServer, EmbeddedValkey, wait_until
 from ops.stackfile import FILE_NAME, StackFile
 from schema.errors import ConfigurationError
-from schema.settings import PREFIX, Settings
+from schema.settings import PREFIX, Environment, Settings
 
 READY_TIMEOUT_SECONDS: Final = 60.0
 WATCH_SECONDS: Final = 0.2
 WORKER_LOG_LEVEL: Final = "INFO"
+DRAIN_SECONDS: Final = 8
+"""How long the API may answer what it has begun, within the time that a process has to stop."""
 
 Tell = Callable[[str], None]
 
@@ -98,8 +101,13 @@ class Stack:
 
     @property
     def service_token(self) -> str:
-        """What services present to the API; made on first use unless the settings give one."""
-        return self._settings.service_token.get_secret_value() or _kept_token(self.directory)
+        """What services may present to the API of this stack; made on first use."""
+        return stacktoken.kept_token(self.directory)
+
+    @property
+    def login_url(self) -> str | None:
+        """Where people log in without a password; None where they have another issuer."""
+        return f"{self.file.api_url}/dev/login" if _lets_anybody_in(self._settings) else None
 
     def _start(self) -> None:
         self.file.database_url = self._settings.database_url.get_secret_value()
@@ -123,7 +131,13 @@ class Stack:
         self._heed_the_end()
         self._tell("migrating the database")
         migrations.upgrade(self.file.database_url)
+        self._let_services_in()
         self._start_pipeline()
+
+    def _let_services_in(self) -> None:
+        database = Database(self.file.database_url, pool_size=1, role=self._settings.database_role)
+        with closing(database):
+            stacktoken.let_in(database, self.directory, self._tell)
 
     def _start_pipeline(self) -> None:
         self._tell(f"starting {self._workers} worker processes, beat and the API")
@@ -145,7 +159,7 @@ class Stack:
             f"{PREFIX}BROKER_URL": self.file.broker_url,
             f"{PREFIX}DATA_DIR": str(self.directory),
             f"{PREFIX}SHARDS": str(self._settings.shards),
-            f"{PREFIX}SERVICE_TOKEN": self.service_token,
+            f"{PREFIX}DEV_ISSUER": str(_lets_anybody_in(self._settings)),
         }
 
     def _heed_the_end(self) -> None:
@@ -194,24 +208,26 @@ def pipeline_commands(workers: int, port: int) -> dict[str, Sequence[str]]:
         "api": [
             *python,
             *("uvicorn", "--factory", "api.app:create", "--host", LOOPBACK, "--port", str(port)),
-            *("--loop", "uvloop", "--http", "httptools", "--no-access-log"),
+            *("--loop", "uvloop", "--http", "api.protocol:Protocol", "--ws", "none"),
+            *("--no-access-log", "--no-server-header"),
+            # Longer than proxies and clients keep theirs, so that none finds it just closed.
+            *("--timeout-keep-alive", "75"),
+            *("--timeout-graceful-shutdown", str(DRAIN_SECONDS)),
         ],
     }
+
+
+def _lets_anybody_in(settings: Settings) -> bool:
+    """Whether the API is its own issuer of sessions: unless it is told, where there is no other."""
+    if "dev_issuer" in settings.model_fields_set:
+        return settings.dev_issuer
+    return not settings.oidc_issuer and settings.env is not Environment.PRODUCTION
 
 
 def _answers(url: str) -> bool:
     with suppress(httpx.HTTPError):
         return httpx.get(url, timeout=2).is_success
     return False
-
-
-def _kept_token(directory: Path) -> str:
-    """The service token of a stack that was given none, kept for its next start."""
-    path = directory / "service.token"
-    if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(32), "utf-8")
-    return path.read_text("utf-8").strip()
 
 
 @contextmanager

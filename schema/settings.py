@@ -72,9 +72,6 @@ class Settings(BaseSettings):
     api_statement_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
     """Longest single statement of the API, whose callers wait."""
 
-    service_token: SecretStr = SecretStr("")
-    """What services present as `Authorization: Bearer …` to the pre-check; empty refuses all."""
-
     oidc_issuer: WebAddress = ""
     """Who issues sessions: the address of the Keycloak realm, as tokens say it in `iss`."""
     oidc_jwks_url: WebAddress = ""

@@ -29,7 +29,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 metadata: Final = MetaData(
     naming_convention={
@@ -162,6 +162,7 @@ organization_subscriptions = Table(
     CheckConstraint("monthly_price >= 0", name="monthly_price"),
     CheckConstraint("current_period_start < current_period_end", name="period"),
     CheckConstraint("cycle_days > 0", name="cycle_days"),
+    Index(None, "org_id"),
     Index(
         "organization_subscriptions_one_live_key",
         "org_id",
@@ -416,6 +417,22 @@ scheduled_runs = Table(
     Column("seconds", Double, nullable=False),
     Column("figures", JSONB, nullable=False),
     Index(None, "task", "started_at"),
+)
+
+service_tokens = Table(
+    "service_tokens",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False),
+    Column("token_hash", LargeBinary, nullable=False, unique=True),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("created_by", String(255), nullable=False),
+    _created_at(),
+    _time("expires_at"),
+    _time("revoked_at"),
+    CheckConstraint("octet_length(token_hash) = 32", name="token_hash"),
+    CheckConstraint("cardinality(scopes) > 0", name="scopes"),
+    Index(None, "name"),
 )
 
 service_prices = Table(

@@ -109,7 +109,12 @@ BEGIN
         fingerprint = excluded.fingerprint,
         occurred_at = excluded.occurred_at,
         reason = NULL,
-        settled_at = now();
+        settled_at = now()
+    WHERE r.user_id = excluded.user_id AND r.service_type = excluded.service_type;
+    IF NOT FOUND THEN
+        -- The gate has given the id to another request since we looked: it takes no lock of ours.
+        RAISE EXCEPTION 'Request id conflict: % was used for another request', v_request_id;
+    END IF;
 
     UPDATE dead_letters
     SET state = 'charged', resolved_at = now()

@@ -1,9 +1,11 @@
 -- Give a request's held credits back to its user; the outcome is the state of the request, or
--- null if there is none. A request that is not held (any more) is left as it is.
+-- null if there is none, or none of the user that is named. A request that is not held (any more)
+-- is left as it is.
 CREATE OR REPLACE FUNCTION release_hold(
     p_org_id uuid,
     p_request_id varchar,
-    p_now timestamptz
+    p_now timestamptz,
+    p_user_id varchar DEFAULT NULL
 ) RETURNS text
 LANGUAGE plpgsql
 AS $$
@@ -12,7 +14,8 @@ DECLARE
 BEGIN
     SELECT * INTO v_request
     FROM usage_requests
-    WHERE org_id = p_org_id AND request_id = p_request_id;
+    WHERE org_id = p_org_id AND request_id = p_request_id
+        AND (p_user_id IS NULL OR user_id = p_user_id);
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;

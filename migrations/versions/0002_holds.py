@@ -10,7 +10,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-FUNCTIONS = ("price_of", "place_hold", "release_hold")
+FUNCTIONS = ("price_of", "why_not_spend", "place_hold", "release_hold")
 
 
 def upgrade() -> None:
@@ -33,7 +33,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     for name in FUNCTIONS:
-        op.execute(f"DROP FUNCTION {name}")
+        op.execute(f"DROP FUNCTION IF EXISTS {name}")
     op.execute(
         "UPDATE usage_requests SET state = 'released' WHERE state = 'held'"
     )

@@ -46,6 +46,8 @@ def _tell(text: str) -> None:
 
 def _welcome(stack: Stack) -> None:
     console.print(f"[green]ready[/]  API {stack.file.api_url}  ·  {stack.directory / FILE_NAME}")
+    if stack.login_url:
+        console.print(f"log in as anybody at {stack.login_url}")
     console.print(
         f"[dim]service token in {stack.directory / 'service.token'}; logs beside it; "
         "Ctrl-C stops everything[/]"

@@ -128,6 +128,29 @@ def test_gate_knows_the_service_token(stack: StackFile, home: Path, org_id: UUID
     assert httpx.post(url, json=body).status_code == httpx.codes.UNAUTHORIZED
 
 
+def test_a_service_token_that_was_revoked_stays_revoked(
+    new_home: Path, empty_database_url: str, redis_url: str
+) -> None:
+    servers = {"METERING_DATABASE_URL": empty_database_url, "METERING_REDIS_URL": redis_url}
+    with stack_process(new_home, **servers):
+        token = (new_home / ".metering" / "service.token").read_text()
+        assert answer_to(new_home, token) == httpx.codes.NOT_FOUND
+        assert run_metering("token", "revoke", "metering-up", cwd=new_home).code == 0
+    with stack_process(new_home, **servers):
+        assert (new_home / ".metering" / "service.token").read_text() == token
+        assert answer_to(new_home, token) == httpx.codes.UNAUTHORIZED
+    told = " ".join((new_home / "up.log").read_text().split())
+    assert "remove the file and start again" in told
+
+
+def answer_to(home: Path, token: str) -> int:
+    """401 if the API does not know the token: what it asks for is not there."""
+    stack = StackFile.read(home / ".metering")
+    assert stack is not None
+    url = f"{stack.api_url}/api/v1/nowhere"
+    return httpx.get(url, headers={"Authorization": f"Bearer {token}"}).status_code
+
+
 def test_second_stack_on_the_directory_is_refused(home: Path, stack: StackFile) -> None:
     done = run_metering("up", "--port", "1", cwd=home)
     assert done.code == 2

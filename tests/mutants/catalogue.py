@@ -69,8 +69,8 @@ MUTANTS: Final = (
         (
             Change(
                 "migrations/sql/place_hold.sql",
-                "SELECT id, remaining_credits - held_credits INTO v_allocation_id, available",
-                "SELECT id, remaining_credits INTO v_allocation_id, available",
+                "SELECT a.id, a.remaining_credits - a.held_credits INTO v_allocation_id, available",
+                "SELECT a.id, a.remaining_credits INTO v_allocation_id, available",
             ),
         ),
         (f"{_HOLDS}::test_a_hold_sets_credits_aside",),
@@ -93,9 +93,8 @@ MUTANTS: Final = (
         (
             Change(
                 "migrations/sql/place_hold.sql",
-                "WHERE org_id = p_org_id AND user_id = p_user_id AND is_active\n"
-                "    FOR NO KEY UPDATE;",
-                "WHERE org_id = p_org_id AND user_id = p_user_id AND is_active;",
+                "o.status = 'active'\n    FOR NO KEY UPDATE OF a;",
+                "o.status = 'active';",
             ),
         ),
         (f"{_HOLDS}::test_64_connections_race_for_the_last_credits",),

@@ -18,7 +18,8 @@ from ledger.resets import ResetReport
 from ops.servers import LOOPBACK, free_port
 from schema.settings import Settings
 from schema.wire import TASK_RECONCILE, TASK_RESET_DUE
-from tests.integration.api.test_gate import refused, serving
+from tests.integration.api.answers import refused
+from tests.integration.api.conftest import serving
 from tests.integration.ledger.world import NOW
 
 GAUGES = {
@@ -34,21 +35,24 @@ GAUGES = {
 def client(settings: Settings) -> Iterator[httpx.Client]:
     """A scraper: it has no token."""
     with serving(create_app(settings)) as opened:
-        del opened.headers["Authorization"]
         yield opened
 
 
 def scraped(client: httpx.Client) -> dict[tuple[str, str], float]:
-    """The value of each gauge, by name and check."""
+    """The value of each gauge, by name and check; what is counted besides is zero."""
     answer = client.get("/metrics")
     assert answer.status_code == 200, answer.text
     assert answer.headers["Content-Type"].startswith("text/plain; version=")
     families = list(text_string_to_metric_families(answer.text))
-    assert {family.name for family in families} == GAUGES
-    assert {family.type for family in families} == {"gauge"}
+    gauges = [family for family in families if family.type == "gauge"]
+    assert {family.name for family in gauges} == GAUGES
+    (counter,) = (family for family in families if family.type == "counter")
+    assert {(sample.name, sample.value) for sample in counter.samples} == {
+        ("metering_rate_limit_unchecked_total", 0)
+    }
     return {
         (sample.name, sample.labels.get("check", "")): sample.value
-        for family in families
+        for family in gauges
         for sample in family.samples
     }
 

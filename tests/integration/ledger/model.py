@@ -252,7 +252,7 @@ class Organization:
         if known is not None and (
             known.state not in OPEN or known.identity != (user, service, credits)
         ):
-            raise Refused("conflict")
+            raise Refused("request_id_conflict")
         if known is not None and known.state == "held":
             return
         held = min(own.available, credits)

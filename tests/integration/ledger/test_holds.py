@@ -19,6 +19,7 @@ from schema.errors import (
     InvalidRequest,
     MeteringError,
     NoAllocation,
+    NotAMember,
     NotFound,
 )
 from tests.integration.ledger.world import NOW, World, event, open_world
@@ -224,6 +225,9 @@ def test_what_cannot_be_held_is_refused(
 
 
 def test_strangers_are_refused(world: World, org_id: UUID) -> None:
+    with pytest.raises(NotAMember):
+        holds.place(world.database, org_id, "eve", LOOKUP, "r-1", MINUTE, NOW)
+    world.join(org_id, "eve")
     with pytest.raises(NoAllocation):
         holds.place(world.database, org_id, "eve", LOOKUP, "r-1", MINUTE, NOW)
     nowhere = UUID(int=1)

@@ -1,5 +1,6 @@
 """Overage: credits on account, up to a limit, the same through events, SQL and the gate."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,13 +10,15 @@ from uuid import UUID
 import pytest
 from psycopg.errors import RaiseException
 
-from ledger import gate, holds
+from ledger import holds
+from ledger.asyncgate import AsyncGate
 from ledger.database import Database
 from ledger.debts import Settled, settle
 from ledger.decisions import Outcome
 from ledger.gate import Operation
 from schema.errors import InsufficientCredits
 from schema.plans import PlanName
+from schema.settings import Settings
 from tests.integration.ledger.world import NOW, World, event, open_world
 
 LOOKUP = Operation(service_type="contact_lookup")
@@ -94,12 +97,15 @@ def test_what_is_sufficient_can_be_deducted(world: World, org: UUID) -> None:
     assert world.deduct(org, "all", credits=45)
 
 
-def test_advice_counts_overage(world: World, org: UUID) -> None:
-    four = Operation(service_type="contact_lookup", quantity=Decimal(4))
-    assert gate.check(world.database, org, "ada", four, NOW).credits == 40
-    five = Operation(service_type="contact_lookup", quantity=Decimal(5))
+def test_advice_counts_overage(org: UUID, settings: Settings) -> None:
+    async def ask(quantity: int) -> int:
+        operation = Operation(service_type="contact_lookup", quantity=Decimal(quantity))
+        async with AsyncGate(settings) as gate:
+            return (await gate.check(org, "ada", operation)).credits
+
+    assert asyncio.run(ask(4)) == 40
     with pytest.raises(InsufficientCredits):
-        gate.check(world.database, org, "ada", five, NOW)
+        asyncio.run(ask(5))
 
 
 def test_holds_count_on_overage_and_leave_it_free_when_released(world: World, org: UUID) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
-from threading import Barrier
+from threading import Barrier, Thread
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -22,6 +22,7 @@ from ledger.decisions import Outcome
 from ops.servers import EmbeddedPostgres, EmbeddedValkey
 from schema.events import fingerprint
 from schema.plans import PlanName
+from tests.integration.ledger.race import await_lock
 from tests.integration.ledger.world import World, event, open_world
 
 COLUMNS: Final = {
@@ -404,6 +405,42 @@ def test_fingerprints_are_equal_in_sql_and_python(
         assert in_sql == fingerprint(user_id, service_type, amount)
 
 
+def test_a_request_id_that_a_gate_is_giving_to_somebody_else_is_refused(
+    world: World, database_url: str
+) -> None:
+    org_id = world.organization(pool=1000, allocations={"ada": 100, "bob": 100})
+    refusals: list[str] = []
+
+    def charge_ada() -> None:
+        call = "SELECT deduct_credits(%s, 'ada', 10, 'contact_lookup', p_request_id => 'r-1')"
+        with psycopg.connect(database_url) as other:
+            try:
+                other.execute(call, (org_id,))
+            except RaiseException as error:
+                refusals.append(str(error))
+
+    racer = Thread(target=charge_ada)
+    with psycopg.connect(database_url) as gate:
+        gate.execute(
+            "SELECT place_hold(%s, 'bob', 'contact_lookup', NULL, 1, NULL, 'r-1', '1 h', now())",
+            (org_id,),
+        )
+        racer.start()
+        await_lock(world)
+    racer.join(30)
+    assert "Request id conflict" in "".join(refusals)
+    assert world.rows("usage_requests", "user_id", "state") == [("bob", "held")]
+
+
+def test_fingerprints_are_computed_in_line(world: World) -> None:
+    # Each pre-check has one: called, it would be run as a statement of its own.
+    plan = world.sql.execute(
+        "EXPLAIN (VERBOSE) SELECT usage_fingerprint(user_id, 'llm', 3) FROM organization_members"
+    ).fetchall()
+    assert "sha256" in str(plan)
+    assert "usage_fingerprint" not in str(plan)
+
+
 # add_credits_to_pool and allocate_credits_to_user
 
 
@@ -769,6 +806,7 @@ def test_a_user_is_seen_in_all_organizations(world: World) -> None:
     )
     second = world.organization(members={"ada": "member", "ben": "member"})
     outside = world.organization(pool=100, allocations={"ada": 5})
+    world.leave(outside, "ada")
     world.deduct(first, "r-1")
     columns = ("org_id", "role", "allocated_credits", "used_credits", "remaining_credits")
     found = world.rows("user_multi_org_credits WHERE user_id = 'ada'", *columns)
