@@ -26,19 +26,25 @@ lint: setup ## Style, types and import contracts only
 	$(BIN)/lint-imports
 
 .PHONY: test-deep
-test-deep: setup ## The life of credits against its model, 2,000 random histories
+test-deep: setup ## 2,000 random lives of credits against their model, and the API against its document
 	LIFE_EXAMPLES=2000 $(BIN)/python -m pytest tests/integration/ledger/test_life_of_credits.py
+	OPENAPI_EXAMPLES=200 $(BIN)/python -m pytest tests/integration/api/test_openapi.py
 
 .PHONY: mutants
 mutants: setup ## Break the code on purpose, one guard at a time, and see the tests go red
 	$(BIN)/python -m tests.mutants
 
 .PHONY: bench
-bench: setup ## Measure drains, holds, resets and reconciliation
+bench: setup ## Measure drains, holds, resets, reconciliation and the gate
 	$(BIN)/python -m benchmarks apply
 	$(BIN)/python -m benchmarks holds
 	$(BIN)/python -m benchmarks resets
 	$(BIN)/python -m benchmarks reconcile
+	$(BIN)/python -m benchmarks gate
+
+.PHONY: openapi
+openapi: setup ## Write docs/openapi.json anew, after a change of the API
+	$(BIN)/python -m api.openapi > docs/openapi.json
 
 .PHONY: chaos
 chaos: setup ## Replay a large file while workers and servers are killed

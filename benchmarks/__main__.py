@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import apply, holds, reconcile, resets
+from benchmarks import apply, gate, holds, reconcile, resets
 from ops.output import AsJson, console, errors_reported, print_json, table
 
 app = typer.Typer(no_args_is_help=True, help="Measurements of the performance goals.")
@@ -53,6 +53,24 @@ def holds_command(
             print_json(figures.as_document())
             return
         console.print(table("Calls", ("case", "calls/s", "p50 (ms)", "p99 (ms)"), figures.rates()))
+        rows = [(name, f"{value:.2f}", goal) for name, value, goal in figures.ratios()]
+        console.print(table("Ratios", ("ratio", "reached", "goal"), rows))
+
+
+@app.command("gate")
+def gate_command(
+    seconds: Annotated[float, typer.Option(min=0.2, help="Length of each measurement.")] = 5.0,
+    connections: Annotated[int, typer.Option(min=1, help="Concurrent callers.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Compare pre-checks over HTTP with an empty endpoint and with a connection per check."""
+    with errors_reported(as_json=as_json):
+        figures = gate.measure(gate.Plan(seconds, connections, rounds), apply.tell_aside)
+        if as_json:
+            print_json(figures.as_document())
+            return
+        console.print(table("Requests", ("case", "req/s", "p50 (ms)", "p99 (ms)"), figures.rows()))
         rows = [(name, f"{value:.2f}", goal) for name, value, goal in figures.ratios()]
         console.print(table("Ratios", ("ratio", "reached", "goal"), rows))
 

@@ -69,3 +69,10 @@ def test_the_benchmark_of_resets_resets_all() -> None:
 def test_the_benchmark_of_reconciliation_reconciles_a_sound_ledger() -> None:
     figures = measured("reconcile", "--attributions", "3000")
     assert (figures["charged"], figures["is_clean"]) == (3000, True)
+
+
+def test_the_benchmark_of_the_gate_asks_all_cases() -> None:
+    figures = measured("gate", "--seconds", "0.5", "--connections", "4", "--rounds", "1")
+    assert set(figures["failures"].values()) == {0}
+    assert figures["ratios"]["check_to_connecting"] > 1
+    assert figures["drained_per_second"] > 0
