@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from typing import Final
 
+_ACCESS: Final = "tests/integration/api/test_access_matrix.py"
 _APPLY: Final = "tests/integration/ledger/test_apply.py"
 _DEBTS: Final = "tests/integration/ledger/test_debts.py"
 _DECISIONS: Final = "tests/unit/ledger/test_decisions.py"
 _DRAIN: Final = "tests/integration/worker/test_drain.py"
+_GATE: Final = "tests/integration/api/test_gate.py"
 _HOLDS: Final = "tests/integration/ledger/test_holds.py"
 _RESETS: Final = "tests/integration/ledger/test_resets.py"
 _SQL: Final = "tests/integration/ledger/test_sql_interface.py"
+_TOKENS: Final = "tests/integration/ledger/test_servicetokens.py"
+_TOGETHER: Final = "tests/unit/ledger/test_together.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,5 +212,81 @@ MUTANTS: Final = (
             ),
         ),
         (f"{_RESETS}::test_usage_of_a_closed_period_is_paid_by_the_pool",),
+    ),
+    Mutant(
+        "late-rights",
+        "routes read their input before they check who may call them",
+        (
+            Change(
+                "api/access.py",
+                "            await _authorize(request, grants)\n"
+                "            return await handle(request)\n",
+                "            answer = await handle(request)\n"
+                "            await _authorize(request, grants)\n"
+                "            return answer\n",
+            ),
+        ),
+        (f"{_ACCESS}::test_each_caller_gets_in_or_not",),
+    ),
+    Mutant(
+        "telling-refusal",
+        "who asks about an organization of others is told that there is one",
+        (
+            Change(
+                "api/access.py",
+                '        raise NotFound(f"no organization {org_id}")\n',
+                '        raise Forbidden(f"no organization {org_id}")\n',
+            ),
+        ),
+        (f"{_ACCESS}::test_each_caller_gets_in_or_not",),
+    ),
+    Mutant(
+        "open-gate",
+        "the gate sets credits aside for users who are no members",
+        (
+            Change(
+                "migrations/sql/place_hold.sql",
+                "    JOIN organization_members m"
+                " ON m.org_id = a.org_id AND m.user_id = a.user_id\n",
+                "",
+            ),
+        ),
+        (f"{_HOLDS}::test_who_has_left_is_refused",),
+    ),
+    Mutant(
+        "other-users-holds",
+        "users give back the holds of others",
+        (
+            Change(
+                "migrations/sql/release_hold.sql",
+                "        AND (p_user_id IS NULL OR user_id = p_user_id);",
+                ";",
+            ),
+        ),
+        (f"{_GATE}::test_users_release_their_own_holds_only",),
+    ),
+    Mutant(
+        "revoked-token",
+        "a service token goes on after it was revoked",
+        (
+            Change(
+                "ledger/servicetokens.py",
+                "self.revoked_at is None and",
+                "True and",
+            ),
+        ),
+        (f"{_TOKENS}::test_a_token_ends_when_it_is_revoked",),
+    ),
+    Mutant(
+        "mixed-answers",
+        "questions that are asked together get each other's answers",
+        (
+            Change(
+                "ledger/together.py",
+                "zip(batch, answers, strict=True)",
+                "zip(batch, reversed(answers), strict=True)",
+            ),
+        ),
+        (_TOGETHER,),
     ),
 )

@@ -235,6 +235,12 @@ def test_strangers_are_refused(world: World, org_id: UUID) -> None:
         holds.place(world.database, nowhere, "ada", LOOKUP, "r-1", MINUTE, NOW)
 
 
+def test_who_has_left_is_refused(world: World, org_id: UUID) -> None:
+    world.leave(org_id, "ada")
+    with pytest.raises(NotAMember):
+        holds.place(world.database, org_id, "ada", LOOKUP, "r-1", MINUTE, NOW)
+
+
 @pytest.mark.parametrize("seconds", [0, 0.5, 86_401])
 def test_a_hold_lasts_from_a_second_to_a_day(world: World, org_id: UUID, seconds: float) -> None:
     with pytest.raises(InvalidRequest, match="hold_ttl_seconds"):
