@@ -16,6 +16,7 @@ from api.authentication import Authentication
 from api.bodies import BodyLimit
 from api.crossorigin import CrossOrigin
 from api.errors import UnforeseenErrors, answer_errors_of
+from api.examples import with_examples
 from api.jsonschema import in_its_words
 from api.origins import allowed_pattern
 from api.paths import USAGE_EVENTS
@@ -104,12 +105,12 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class MeteringApi(FastAPI):
-    """FastAPI whose document speaks JSON Schema."""
+    """FastAPI whose document speaks JSON Schema and shows an answer of each operation."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
         if self.openapi_schema is None:
-            self.openapi_schema = in_its_words(super().openapi())
+            self.openapi_schema = with_examples(in_its_words(super().openapi()))
         return self.openapi_schema
 
 

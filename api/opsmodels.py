@@ -20,9 +20,9 @@ _LETTER: Final[dict[str, Any]] = {
     "service_type": "contact_lookup",
     "credits": 10,
     "occurred_at": "2026-03-15T12:30:00Z",
-    "state": "open",
+    "state": "charged",
     "created_at": "2026-03-15T12:30:01Z",
-    "resolved_at": None,
+    "resolved_at": "2026-03-15T14:05:00Z",
     "stream": "metering:usage:3",
     "entry_id": "1773577801000-0",
 }
@@ -144,7 +144,7 @@ class ResetsState(BaseModel):
             "seconds": 0.02,
             "figures": {"allocations_reset": 0, "credits_short": 0},
         },
-        due_now={"allocations": 0, "pools": 0, "since": None},
+        due_now={"allocations": 3, "pools": 1, "since": "2026-03-15T12:31:00Z"},
         next_due="2026-03-31T23:00:00Z",
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -44,11 +45,51 @@ def test_the_committed_document_is_that_of_the_app() -> None:
     assert COMMITTED.read_text("utf-8") == current.getvalue()
 
 
-def test_every_operation_has_examples_and_words() -> None:
-    for path, operations in openapi.document()["paths"].items():
-        for method, operation in operations.items():
-            assert operation.get("summary"), (method, path)
-            assert operation.get("description"), (method, path)
+DOCUMENT: Final = openapi.document()
+OPERATIONS: Final = {
+    f"{method} {path}": operation
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
+}
+PLAIN: Final = "application/json"
+
+
+def resolved(node: Any) -> Any:
+    """A part of the document without references to others."""
+    match node:
+        case {"$ref": str(reference)}:
+            return resolved(DOCUMENT["components"]["schemas"][reference.rpartition("/")[2]])
+        case dict():
+            return {name: resolved(value) for name, value in node.items()}
+        case list():
+            return [resolved(item) for item in node]
+        case _:
+            return node
+
+
+def examples_of(content: dict[str, Any]) -> list[Any]:
+    """Examples of a body: beside its schema, in it, or of the items of a list."""
+    schema = resolved(content["schema"])
+    named = [example["value"] for example in content.get("examples", {}).values()]
+    given = [content["example"]] if "example" in content else []
+    items = schema.get("items", {}).get("examples", []) if schema.get("type") == "array" else []
+    return [*named, *given, *schema.get("examples", []), *([item] for item in items)]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_every_operation_has_words_and_examples(operation: dict[str, Any]) -> None:
+    assert operation["summary"]
+    assert operation["description"]
+    answers = [
+        answer for status, answer in operation["responses"].items() if status.startswith("2")
+    ]
+    bodies = [operation.get("requestBody", {}), *answers]
+    for content in [body["content"][PLAIN] for body in bodies if PLAIN in body.get("content", {})]:
+        examples = examples_of(content)
+        assert examples
+        schema = resolved(content["schema"])
+        for example in examples:
+            jsonschema_rs.validate(schema, example)
 
 
 @pytest.fixture(scope="module")
